@@ -1,0 +1,48 @@
+"""``internvl COMMAND``: thin; everything heavy is imported when its command runs, so that --help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from internvl_chat import __version__
+from internvl_chat.errors import InternVLError
+
+# Command -> (module with add_arguments(parser) and run(args), one line of help).
+TOOLS = {
+    "chat": ("internvl_chat.infer.command", "ask a checkpoint about pictures: one question, or a conversation"),
+    "tiny": ("internvl_chat.tools.tiny", "write a small random model folder for tests and first steps"),
+    "digits": ("internvl_chat.tools.digits", "write a small picture data set made from handwritten digits"),
+    "quickstart": ("internvl_chat.tools.quickstart", "make data, train a tiny model on this machine, evaluate, report"),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Parser of all commands; ``train`` has its own, shown by ``internvl train --help``."""
+    parser = argparse.ArgumentParser(prog="internvl", description="Train and use InternVL-family vision-language models.")
+    parser.add_argument("--version", action="version", version=f"internvl_chat {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser("train", help="train a model; `internvl train --help` lists its flags", add_help=False)
+    for name, (module, text) in TOOLS.items():
+        tool = commands.add_parser(name, help=text, description=text)
+        import_module(module).add_arguments(tool)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; user errors end in their message and exit status 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["train"]:
+            import_module("internvl_chat.train.main").train(argv[1:])
+            return 0
+        args = make_parser().parse_args(argv)
+        module, _ = TOOLS[args.command]
+        return import_module(module).run(args) or 0
+    except InternVLError as error:
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,122 @@
+"""Rules over the flags: each a small function that returns a message or None. All are asked; all answers are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Rule = Callable[[dict[str, Any]], "str | None"]
+
+
+def check_arguments(flags: dict[str, Any]) -> list[str]:
+    """Every problem with the flags as given (defaults are legal by construction), in the order of the rules."""
+    return [message for rule in RULES if (message := rule(flags)) is not None]
+
+
+def _number(name: str, low: float, high: float = float("inf"), *, whole: bool = False, open_high: bool = False) -> Rule:
+    """``low <= value <= high`` (``< high`` with ``open_high``), if the flag is given."""
+
+    def rule(flags: dict[str, Any]) -> str | None:
+        if name not in flags:
+            return None
+        span = f"a {'whole ' if whole else ''}number of at least {low:g}"
+        if high != float("inf"):
+            span = f"a {'whole ' if whole else ''}number from {low:g} to {'below ' if open_high else ''}{high:g}"
+        try:
+            value = int(str(flags[name])) if whole else float(flags[name])
+        except (TypeError, ValueError):
+            return f"--{name} {flags[name]!r}: must be {span}"
+        legal = low <= value <= high and not (open_high and value == high)
+        return None if legal else f"--{name} {flags[name]}: must be {span}"
+
+    return rule
+
+
+def _choice(name: str, *legal: str) -> Rule:
+    def rule(flags: dict[str, Any]) -> str | None:
+        if name not in flags or flags[name] in legal:
+            return None
+        return f"--{name} {flags[name]}: must be one of {', '.join(legal)}"
+
+    return rule
+
+
+def _required(name: str, what: str) -> Rule:
+    return lambda flags: None if flags.get(name) else f"--{name} is missing: {what}"
+
+
+def _existing(name: str, what: str) -> Rule:
+    def rule(flags: dict[str, Any]) -> str | None:
+        value = flags.get(name)
+        return None if not value or Path(value).exists() else f"--{name} {value}: does not exist; give {what}"
+
+    return rule
+
+
+def _value(flags: dict[str, Any], name: str, default: float) -> float:
+    try:
+        return float(flags.get(name, default))
+    except (TypeError, ValueError):
+        return default  # the number rule reports it
+
+
+def _is_true(flags: dict[str, Any], name: str) -> bool:
+    return str(flags.get(name, False)).lower() in ("true", "1", "yes")
+
+
+def _pack_holds_a_sample(flags: dict[str, Any]) -> str | None:
+    longest, budget = _value(flags, "max_seq_length", 8192), _value(flags, "max_packed_tokens", 8192)
+    if not _is_true(flags, "use_packed_ds") or longest <= budget:
+        return None
+    return (
+        f"--max_seq_length {longest:g} is more than --max_packed_tokens {budget:g}: a sample that long fits no pack, and "
+        "samples are never split; raise the second or lower the first"
+    )
+
+
+def _tile_bounds(flags: dict[str, Any]) -> str | None:
+    low, high = _value(flags, "min_dynamic_patch", 1), _value(flags, "max_dynamic_patch", 12)
+    if "max_dynamic_patch" in flags and low > high:
+        return f"--min_dynamic_patch {low:g} is more than --max_dynamic_patch {high:g}; swap them"
+    return None
+
+
+def _pack_or_group(flags: dict[str, Any]) -> str | None:
+    if _is_true(flags, "use_packed_ds") and flags.get("train_sampling_strategy") == "group_by_length":
+        return "--group_by_length goes with padded batches; packs need no grouping: leave one of the two out"
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    _required("model_name_or_path", "the folder of a checkpoint; `internvl tiny OUT` makes a small one"),
+    _required("meta_path", "the manifest that names your annotations; see playground/README.md"),
+    _required("output_dir", "the folder for checkpoints and logs, e.g. work_dirs/my_run"),
+    _existing("meta_path", "a manifest (JSON)"),
+    _number("max_seq_length", 8, whole=True),
+    _number("max_packed_tokens", 8, whole=True),
+    _number("num_images_expected", 1, whole=True),
+    _number("min_dynamic_patch", 1, whole=True),
+    _number("max_dynamic_patch", 1, whole=True),
+    _number("force_image_size", 14, whole=True),
+    _number("down_sample_ratio", 0.01, 1),
+    _number("drop_path_rate", 0, 1, open_high=True),
+    _number("max_fault_share", 0, 1),
+    _number("index_workers", 1, whole=True),
+    _number("learning_rate", 0),
+    _number("weight_decay", 0),
+    _number("num_train_epochs", 0.001),
+    _number("per_device_train_batch_size", 1, whole=True),
+    _number("gradient_accumulation_steps", 1, whole=True),
+    _number("dataloader_num_workers", 0, whole=True),
+    _number("warmup_steps", 0),
+    _choice("loss_reduction", "token", "sample", "square"),
+    _choice("image_backend", "torch", "pillow"),
+    _choice("normalize_type", "imagenet", "clip", "siglip"),
+    _choice("ps_version", "v1", "v2"),
+    _choice("attn_implementation", "auto", "packed", "sdpa", "eager", "flash_attention_2"),
+    _choice("train_sampling_strategy", "random", "group_by_length"),
+    _pack_holds_a_sample,
+    _tile_bounds,
+    _pack_or_group,
+)

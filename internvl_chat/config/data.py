@@ -1,0 +1,54 @@
+"""What a user may set about the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class DataArguments:
+    """None means: what the checkpoint says."""
+
+    meta_path: str | None = field(default=None, metadata={"help": "Manifest (JSON) that names the annotations."})
+    conv_style: str | None = field(default=None, metadata={"help": "Conversation template."})
+    max_seq_length: int = field(
+        default=8192, metadata={"help": "Most tokens of one sample; longer ones are faults, never cut."}
+    )
+    force_image_size: int | None = field(
+        default=None, metadata={"help": "Side of a tile in pixels; position embeddings are resized to it."}
+    )
+    down_sample_ratio: float | None = field(
+        default=None, metadata={"help": "Pixel-shuffle factor; must be the checkpoint's."}
+    )
+    pad2square: bool = field(
+        default=False, metadata={"help": "Pad to a square with the mean colour first (only without tiling)."}
+    )
+    dynamic_image_size: bool | None = field(default=None, metadata={"help": "Cut pictures into tiles by aspect ratio."})
+    use_thumbnail: bool | None = field(
+        default=None, metadata={"help": "Append a tile of the whole picture when there is more than one."}
+    )
+    min_dynamic_patch: int | None = field(default=None, metadata={"help": "Fewest tiles of a picture."})
+    max_dynamic_patch: int | None = field(default=None, metadata={"help": "Most tiles of a sample, thumbnails not counted."})
+    normalize_type: Literal["imagenet", "clip", "siglip"] | None = field(
+        default=None, metadata={"help": "Mean and deviation that pixels are normalised with."}
+    )
+    image_backend: Literal["torch", "pillow"] = field(
+        default="torch", metadata={"help": "Resizing: torch is faster, pillow is bit-exact with the original."}
+    )
+    use_packed_ds: bool = field(default=False, metadata={"help": "Pack whole samples into one row, no padding."})
+    max_packed_tokens: int = field(default=8192, metadata={"help": "Token budget of a pack."})
+    num_images_expected: int = field(default=40, metadata={"help": "Tile budget of a pack."})
+    loss_reduction: Literal["token", "sample", "square"] = field(
+        default="token",
+        metadata={"help": "Weight of a token: 1, 1/n or 1/sqrt(n), n the supervised tokens of its sample."},
+    )
+    max_fault_share: float = field(
+        default=0.01,
+        metadata={"help": "Share of a data set's lines (0..1) that may be unusable; above it the run stops."},
+    )
+    index_dir: str | None = field(
+        default=None, metadata={"help": "Where the indexes of annotations are kept. Default: ~/.cache/internvl_chat/index"}
+    )
+    index_workers: int | None = field(default=None, metadata={"help": "Processes that build an index. Default: all cores."})
+    rebuild_index: bool = field(default=False, metadata={"help": "Build the indexes anew."})

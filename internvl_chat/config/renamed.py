@@ -1,0 +1,113 @@
+"""Old flags -> today's. Command lines and JSON files written for the original, or for transformers 4, keep working.
+
+A flag is renamed, dropped with a note when what it asked for is always so, or refused with a reason. Values that ask
+for nothing (a LoRA rank of 0) are dropped silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from internvl_chat.errors import ConfigError
+
+Change = Callable[[str, str, dict[str, str]], "str | None"]
+
+
+def _is_false(value: str) -> bool:
+    return str(value).strip().lower() in ("false", "0", "no", "none", "", "0.0")
+
+
+def _rename(new: str, translate: dict[str, str] | None = None) -> Change:
+    def change(old: str, value: str, flags: dict[str, str]) -> str | None:
+        flags.setdefault(new, (translate or {}).get(value, value))
+        return f"--{old} is now --{new}"
+
+    return change
+
+
+def _always(why: str) -> Change:
+    return lambda old, value, flags: f"--{old} is not needed: {why}"
+
+
+def _refuse(why: str) -> Change:
+    """Refused unless the value switches the feature off."""
+
+    def change(old: str, value: str, flags: dict[str, str]) -> str | None:
+        if _is_false(value):
+            return None
+        raise ConfigError(f"--{old} {value}: {why}")
+
+    return change
+
+
+def _warmup_ratio(old: str, value: str, flags: dict[str, str]) -> str | None:
+    ratio = float(value)
+    if not 0 <= ratio < 1:
+        raise ConfigError(f"--warmup_ratio {value}: must be at least 0 and below 1; for whole steps use --warmup_steps")
+    if float(flags.get("warmup_steps", 0)) == 0:
+        flags["warmup_steps"] = value
+    return "--warmup_ratio is now --warmup_steps with a value below 1"
+
+
+def _group_by_length(old: str, value: str, flags: dict[str, str]) -> str | None:
+    if not _is_false(value):
+        flags.setdefault("train_sampling_strategy", "group_by_length")
+    return "--group_by_length True is now --train_sampling_strategy group_by_length"
+
+
+_LATER = "not available in this version yet"
+CHANGES: dict[str, Change] = {
+    "evaluation_strategy": _rename("eval_strategy"),
+    "no_cuda": _rename("use_cpu"),
+    "gradient_checkpointing": _rename("grad_checkpoint"),
+    "warmup_ratio": _warmup_ratio,
+    "group_by_length": _group_by_length,
+    "adafactor": _refuse("use --optim adafactor"),
+    "fp16_backend": _always("there is one backend"),
+    "half_precision_backend": _always("there is one backend"),
+    "save_safetensors": _always("weights are always saved as safetensors"),
+    "remove_unused_columns": _always("batches hold just what the model takes"),
+    "use_fast_tokenizer": _always("tokenizers are always the fast ones"),
+    "log_freq": _always("packing is planned ahead and reported once at the start"),
+    "max_buffer_size": _always("packs are planned over the whole epoch, not in a buffer"),
+    "loss_reduction_all_gather": _always("the loss has one denominator over all ranks and micro-batches"),
+    "min_num_frame": _always("videos are not read yet"),
+    "max_num_frame": _always("videos are not read yet"),
+    "strict_mode": _refuse("packs are never padded with empty tiles; leave it out"),
+    "replacement": _refuse("an epoch shows every sample once; raise num_train_epochs or repeat_time instead"),
+    "allow_overflow": _refuse("samples are never split over packs; raise --max_packed_tokens instead"),
+    "use_data_resampling": _refuse(f"{_LATER}; set repeat_time in the manifest"),
+    "vision_path": _refuse(f"building from parts is {_LATER}; use --model_name_or_path"),
+    "llm_path": _refuse(f"building from parts is {_LATER}; use --model_name_or_path"),
+    "mlp_path": _refuse(f"building from parts is {_LATER}; use --model_name_or_path"),
+    "use_backbone_lora": _refuse(f"LoRA is {_LATER}"),
+    "use_llm_lora": _refuse(f"LoRA is {_LATER}"),
+    "unfreeze_vit_layers": _refuse(_LATER),
+    "unfreeze_lm_head": _refuse(_LATER),
+    "use_liger": _refuse(f"{_LATER}; the loss is chunked anyway"),
+}
+# Renamed by a plain translation of values rather than of names.
+VALUES = {"optim": {"adamw_hf": "adamw_torch"}}
+
+
+def translate_flags(flags: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Today's flags and a note for each one that changed. Raises ConfigError with all refusals."""
+    notes: list[str] = []
+    refusals: list[str] = []
+    new = {name: value for name, value in flags.items() if name not in CHANGES}
+    for name, value in flags.items():
+        if name in CHANGES:
+            try:
+                note = CHANGES[name](name, str(value), new)
+            except (ConfigError, ValueError) as error:
+                refusals.append(str(error))
+                continue
+            if note:
+                notes.append(note)
+        elif name in VALUES and value in VALUES[name]:
+            new[name] = VALUES[name][value]
+            notes.append(f"--{name} {value} is now {new[name]}")
+    if refusals:
+        raise ConfigError("\n".join(refusals))
+    return new, notes

@@ -1,0 +1,39 @@
+"""What a user may set about training: transformers' TrainingArguments with the defaults and rules of this project."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+
+@dataclass
+class TrainArguments(TrainingArguments):
+    """TrainingArguments of transformers 5; old flag names are translated before parsing (see renamed.py)."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "Folder of checkpoints, logs and the final model."})
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Start again in a folder that is in use: its checkpoints are deleted. False: resume."},
+    )
+    report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "Where metrics go."})
+    per_device_train_batch_size: int = field(
+        default=1, metadata={"help": "Packs (packed) or samples (padded) per device and micro-batch."}
+    )
+    dataloader_num_workers: int = field(default=4, metadata={"help": "Processes per rank that make batches."})
+
+    def __post_init__(self) -> None:
+        # On a machine without an accelerator the library wants this said before it accepts bf16 or gloo.
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        # A NaN must be seen, not replaced by the running mean; columns are ours; the denominator is global.
+        self.logging_nan_inf_filter = False
+        self.remove_unused_columns = False
+        self.average_tokens_across_devices = True
+        # Every rank calls every module in every micro-batch, so no search for unused parameters is needed.
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False
+        # The loader starts at the step to resume from; nothing is replayed.
+        self.ignore_data_skip = True
+        super().__post_init__()

@@ -1,0 +1,111 @@
+"""Faults: why a line cannot be used. Raised by the steps, recorded in the index and the ledger, never swallowed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from internvl_chat.data.address import Address
+from internvl_chat.errors import DataError
+
+
+class FaultCode(IntEnum):
+    """Stored as one byte per line of the index; 0 is a good line. Numbers are part of the index format."""
+
+    NONE = 0
+    NOT_JSON = 1
+    CONVERSATIONS = 2
+    TURN = 3
+    TURN_ORDER = 4
+    EMPTY_ANSWER = 5
+    PLACEHOLDERS = 6
+    MISSING_IMAGE = 7
+    BROKEN_IMAGE = 8
+    IMAGE_SIZE = 9
+    TOO_LONG = 10
+    TOO_MANY_TILES = 11
+    UNSUPPORTED = 12
+    STALE = 13
+    NO_SUPERVISION = 14
+
+
+# What may have changed on disk since the index was built although the annotation is the same.
+MEDIA_FAULTS = (FaultCode.MISSING_IMAGE, FaultCode.BROKEN_IMAGE, FaultCode.IMAGE_SIZE)
+
+
+class Fault(Exception):
+    """A line that cannot become a sample: ``reason`` says what is wrong, ``mend`` what to do about it."""
+
+    def __init__(self, code: FaultCode, reason: str, mend: str) -> None:
+        super().__init__(f"{reason}; {mend}")
+        self.code = code
+        self.reason = reason
+        self.mend = mend
+
+    def __reduce__(self) -> tuple[type[Fault], tuple[FaultCode, str, str]]:
+        return type(self), (self.code, self.reason, self.mend)
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRecord:
+    """One entry of the ledger. ``line`` counts from 1; ``stage`` is "index" or "load"."""
+
+    dataset: str
+    file: str
+    line: int
+    epoch: int
+    stage: str
+    code: str
+    reason: str
+    mend: str
+
+    @classmethod
+    def of(cls, fault: Fault, address: Address, file: Path, stage: str) -> FaultRecord:
+        return cls(
+            address.dataset, str(file), address.line + 1, address.epoch, stage, fault.code.name, fault.reason, fault.mend
+        )
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}; {self.mend}"
+
+
+class Ledger:
+    """JSON-lines file of every sample that was left out. ``path`` None keeps only the counts."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    def write(self, records: Iterable[FaultRecord]) -> None:
+        """Append the records and count them by (dataset, code)."""
+        records = list(records)
+        if not records:
+            return
+        self.counts.update((r.dataset, r.code) for r in records)
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
+
+
+def check_fault_share(dataset: str, faults: int, lines: int, limit: float, first: Iterable[FaultRecord]) -> None:
+    """Raise DataError when more than ``limit`` (0..1) of a data set's lines are faulty; name the first ones."""
+    if faults <= limit * lines:
+        return
+    shown = [str(record) for record in first]
+    more = [f"... and {faults - len(shown)} more"] if faults > len(shown) else []
+    raise DataError(
+        "\n".join(
+            [
+                f"data set {dataset!r}: {faults} of {lines} lines cannot be used, more than --max_fault_share {limit:g}:",
+                *shown,
+                *more,
+                "mend these lines, or raise --max_fault_share to leave them out (they are listed in faults.jsonl)",
+            ]
+        )
+    )

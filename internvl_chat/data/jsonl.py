@@ -1,0 +1,206 @@
+"""JSONL -> memory-mapped index: per line its offset, footprint and fault code, 21 bytes each.
+
+Built once in parallel, keyed by the file's content and by all that the footprints depend on, written atomically, shared
+by every process of the machine through the page cache. Nothing of the annotation is held in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from internvl_chat.data.address import Address
+from internvl_chat.data.faults import MEDIA_FAULTS, Fault, FaultCode, FaultRecord
+from internvl_chat.data.manifest import DatasetSpec
+from internvl_chat.data.sample import Footprint, SampleMaker
+from internvl_chat.log import get_logger
+
+log = get_logger(__name__)
+
+# Goes into the key: raise it when the meaning of a column changes.
+FORMAT = 1
+INDEX_DTYPE = np.dtype([("offset", "<i8"), ("tokens", "<i4"), ("tiles", "<i4"), ("supervised", "<i4"), ("fault", "u1")])
+_READ_BYTES = 1 << 26
+_CHUNK_LINES = 256
+
+
+@dataclass
+class LineIndex:
+    """Random access to the lines of one annotation and to their footprints. Picklable; each process opens its own."""
+
+    annotation: Path
+    table_path: Path
+    _table: np.ndarray | None = field(default=None, repr=False, compare=False)
+    _fd: int | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_table": None, "_fd": None}
+
+    @property
+    def table(self) -> np.ndarray:
+        """Structured array (lines,) of INDEX_DTYPE, memory-mapped."""
+        if self._table is None:
+            self._table = np.load(self.table_path, mmap_mode="r")
+        return self._table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def line(self, number: int) -> bytes:
+        """Bytes of a line, counted from 0."""
+        if self._fd is None:
+            self._fd = os.open(self.annotation, os.O_RDONLY)
+        start = int(self.table["offset"][number])
+        last = number + 1 == len(self.table)
+        end = os.fstat(self._fd).st_size if last else int(self.table["offset"][number + 1])
+        return os.pread(self._fd, end - start, start).rstrip(b"\r\n")
+
+    def footprint(self, number: int) -> Footprint:
+        row = self.table[number]
+        return Footprint(int(row["tokens"]), int(row["tiles"]), int(row["supervised"]))
+
+
+def open_index(
+    spec: DatasetSpec, maker: SampleMaker, index_dir: Path, workers: int = 1, rebuild: bool = False
+) -> LineIndex:
+    """The index of a data set, built if it is missing, the file changed, or ``rebuild``.
+
+    Lines whose pictures were missing or broken are looked at again each time: the user may have mended them.
+    """
+    index_dir.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(f"{FORMAT}\0{_content_digest(spec.annotation, index_dir)}\0{maker.fingerprint(spec)}".encode())
+    path = index_dir / f"{spec.annotation.stem}-{key.hexdigest()[:20]}.npy"
+    if rebuild or not path.exists():
+        _save(path, _build(spec, maker, workers))
+    else:
+        _look_again(path, spec, maker)
+    return LineIndex(spec.annotation, path)
+
+
+def explain_faults(index: LineIndex, spec: DatasetSpec, maker: SampleMaker) -> Iterator[FaultRecord]:
+    """Ledger entries of the faulty lines, in order; their reasons are found by measuring the lines again."""
+    for number in np.flatnonzero(index.table["fault"]):
+        try:
+            maker.measure(index.line(int(number)), spec)
+        except Fault as fault:
+            yield FaultRecord.of(fault, Address(spec.name, int(number)), spec.annotation, stage="index")
+
+
+def _build(spec: DatasetSpec, maker: SampleMaker, workers: int) -> np.ndarray:
+    offsets = _line_offsets(spec.annotation)
+    table = np.zeros(len(offsets), INDEX_DTYPE)
+    table["offset"] = offsets
+    ends = np.append(offsets[1:], spec.annotation.stat().st_size)
+    starts = range(0, len(offsets), _CHUNK_LINES)
+    job = _MeasureJob(spec, maker)
+    spans = [(offsets[s : s + _CHUNK_LINES].copy(), ends[s : s + _CHUNK_LINES].copy()) for s in starts]
+    if workers > 1 and len(spans) > 1:
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(min(workers, len(spans)), mp_context=context) as pool:
+            chunks = list(pool.map(job, spans))
+    else:
+        chunks = [job(span) for span in spans]
+    for column, values in zip(("tokens", "tiles", "supervised", "fault"), zip(*chunks, strict=True), strict=False):
+        table[column] = np.concatenate(values)
+    log.info("index of %s: %d lines, %d faulty", spec.annotation, len(table), int((table["fault"] > 0).sum()))
+    return table
+
+
+@dataclass(frozen=True)
+class _MeasureJob:
+    """Measures a run of lines; sent to the pool's processes."""
+
+    spec: DatasetSpec
+    maker: SampleMaker
+
+    def __call__(self, span: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, ...]:
+        rows = np.zeros((4, len(span[0])), np.int64)
+        with self.spec.annotation.open("rb") as file:
+            for number, (start, end) in enumerate(zip(*span, strict=True)):
+                file.seek(start)
+                rows[:, number] = measure_line(file.read(end - start).rstrip(b"\r\n"), self.spec, self.maker)
+        return tuple(rows)
+
+
+def measure_line(line: bytes, spec: DatasetSpec, maker: SampleMaker) -> tuple[int, int, int, int]:
+    """(tokens, tiles, supervised, fault code) of a line; a faulty line has size 0."""
+    try:
+        footprint = maker.measure(line, spec)
+    except Fault as fault:
+        return 0, 0, 0, int(fault.code)
+    return footprint.tokens, footprint.tiles, footprint.supervised, int(FaultCode.NONE)
+
+
+def _look_again(path: Path, spec: DatasetSpec, maker: SampleMaker) -> None:
+    table = np.load(path)
+    index, changed = LineIndex(spec.annotation, path), False
+    for number in np.flatnonzero(np.isin(table["fault"], MEDIA_FAULTS)):
+        row = measure_line(index.line(int(number)), spec, maker)
+        if row[3] != table["fault"][number]:
+            changed = True
+            for column, value in zip(("tokens", "tiles", "supervised", "fault"), row, strict=True):
+                table[column][number] = value
+    if changed:
+        _save(path, table)
+
+
+def _line_offsets(path: Path) -> np.ndarray:
+    """Offset of each line, int64 (lines,). Blank lines at the end of the file are no lines; a BOM is stepped over."""
+    ends: list[np.ndarray] = []
+    position, last_content = 0, 0
+    with path.open("rb") as file:
+        begin = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
+        file.seek(0)
+        while block := file.read(_READ_BYTES):
+            data = np.frombuffer(block, np.uint8)
+            ends.append(np.flatnonzero(data == 10) + position + 1)
+            if stripped := block.rstrip():
+                last_content = position + len(stripped)
+            position += len(block)
+    starts = np.concatenate([[begin], *ends]).astype(np.int64)
+    return starts[starts < last_content]
+
+
+def _content_digest(path: Path, index_dir: Path) -> str:
+    """Hash of the file's content; read again only when its size or time of change differ from the last look."""
+    stat = path.stat()
+    seen = index_dir / f"seen-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:20]}.json"
+    state = {"path": str(path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    try:
+        old = json.loads(seen.read_text(encoding="utf-8"))
+        if all(old.get(k) == v for k, v in state.items()):
+            return str(old["digest"])
+    except (OSError, ValueError, KeyError):
+        pass  # never looked at, or half-written by hand: hash it
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "blake2b").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+    _replace(seen, json.dumps({**state, "digest": digest}).encode())
+    return digest
+
+
+def _digest(file: object) -> str:  # Python 3.10 has no hashlib.file_digest
+    hasher = hashlib.blake2b()
+    while block := file.read(_READ_BYTES):  # type: ignore[attr-defined]
+        hasher.update(block)
+    return hasher.hexdigest()
+
+
+def _save(path: Path, table: np.ndarray) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, table)
+    os.replace(temporary, path)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -1,0 +1,119 @@
+"""Picture -> tiles: the grid from width and height alone, then uint8 tiles cut from the resized picture.
+
+The grid rule is that of the original's dynamic preprocessing (spec: closest aspect ratio; on an exact tie the later,
+larger grid wins if the picture's area exceeds half of the grid's). Training, chat and evaluation all come through here.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+ImageBackend = Literal["torch", "pillow"]
+JPEG_QUALITIES = (75, 100)
+
+
+@dataclass(frozen=True)
+class TileSettings:
+    """How a picture is cut. ``size`` is the side of a tile in pixels; ``max_tiles`` does not count the thumbnail."""
+
+    size: int = 448
+    dynamic: bool = True
+    min_tiles: int = 1
+    max_tiles: int = 12
+    thumbnail: bool = True
+    pad2square: bool = False
+    backend: ImageBackend = "torch"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+
+    def shared_among(self, images: int) -> TileSettings:
+        """The tile limit of one of several pictures: floor(limit / pictures), at least 1."""
+        return self if images <= 1 else replace(self, max_tiles=max(1, self.max_tiles // images))
+
+
+@cache
+def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
+    """All (columns, rows) with ``min <= columns * rows <= max``, by area, then in the original's order of discovery."""
+    grids = {
+        (columns, rows)
+        for n in range(min_tiles, max_tiles + 1)
+        for columns in range(1, n + 1)
+        for rows in range(1, n + 1)
+        if min_tiles <= columns * rows <= max_tiles
+    }
+    return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
+
+
+def choose_grid(width: int, height: int, settings: TileSettings) -> tuple[int, int]:
+    """(columns, rows) for a picture of the given size in pixels."""
+    if not settings.dynamic:
+        return 1, 1
+    ratio, area = width / height, width * height
+    best, best_difference = (1, 1), float("inf")
+    for columns, rows in candidate_grids(min(settings.min_tiles, settings.max_tiles), settings.max_tiles):
+        difference = abs(ratio - columns / rows)
+        if difference < best_difference:
+            best, best_difference = (columns, rows), difference
+        elif difference == best_difference and area > 0.5 * settings.size**2 * columns * rows:
+            best = (columns, rows)
+    return best
+
+
+def count_tiles(width: int, height: int, settings: TileSettings) -> int:
+    """Number of tiles, thumbnail included."""
+    columns, rows = choose_grid(width, height, settings)
+    return columns * rows + int(settings.thumbnail and columns * rows > 1)
+
+
+def cut_tiles(image: Image.Image, settings: TileSettings, rng: np.random.Generator | None = None) -> torch.Tensor:
+    """Tiles of an RGB picture, row by row, whole-picture thumbnail last: uint8 (N, 3, S, S).
+
+    ``rng`` switches the training augmentation on: each tile goes through JPEG at a quality drawn from 75..100.
+    """
+    if settings.pad2square and rng is None and not settings.dynamic:
+        image = _pad_to_square(image, settings.mean)
+    columns, rows = choose_grid(*image.size, settings)
+    size = settings.size
+    resized = _resize(image, columns * size, rows * size, settings.backend)
+    tiles = resized.reshape(3, rows, size, columns, size).permute(1, 3, 0, 2, 4).reshape(-1, 3, size, size)
+    if settings.thumbnail and columns * rows > 1:
+        tiles = torch.cat([tiles, _resize(image, size, size, settings.backend)[None]])
+    if rng is not None:
+        tiles = torch.stack([_recompress(tile, int(rng.integers(JPEG_QUALITIES[0], JPEG_QUALITIES[1] + 1))) for tile in tiles])
+    return tiles.contiguous()
+
+
+def _to_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _resize(image: Image.Image, width: int, height: int, backend: ImageBackend) -> torch.Tensor:
+    """uint8 (3, height, width), bicubic with antialiasing; ``pillow`` is bit-exact with the original."""
+    if image.size == (width, height):
+        return _to_tensor(image)
+    if backend == "pillow":
+        return _to_tensor(image.resize((width, height), Image.Resampling.BICUBIC))
+    pixels = _to_tensor(image)[None]
+    return torch.nn.functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)[0]
+
+
+def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:
+    width, height = image.size
+    side = max(width, height)
+    if width == height:
+        return image
+    square = Image.new("RGB", (side, side), tuple(int(channel * 255) for channel in mean))
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def _recompress(tile: torch.Tensor, quality: int) -> torch.Tensor:
+    buffer = io.BytesIO()
+    Image.fromarray(tile.permute(1, 2, 0).numpy()).save(buffer, format="JPEG", quality=quality)
+    return _to_tensor(Image.open(buffer).convert("RGB"))

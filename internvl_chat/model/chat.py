@@ -1,0 +1,287 @@
+"""InternVLChatModel: tiles and tokens in, loss or logits out.
+
+Shapes: ``B`` rows (1 for a packed row), ``T`` tokens, ``N`` tiles, ``S`` samples in a packed row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+
+from internvl_chat.constants import IMAGE_STATISTICS
+from internvl_chat.errors import ConfigError
+from internvl_chat.model.attention import PACKED, pack_kwargs, register_packed_attention, restarts
+from internvl_chat.model.config import InternVLChatConfig
+from internvl_chat.model.llm import llm_spec
+from internvl_chat.model.loss import ChunkedLMHead, divide_loss, next_token_targets
+from internvl_chat.model.projector import build_projector, project
+from internvl_chat.model.vit import InternVisionModel
+
+
+class InternVLChatModel(PreTrainedModel):
+    """InternViT (``vision_model``), MLP (``mlp1``) and a causal language model (``language_model``)."""
+
+    config_class = InternVLChatConfig
+    config: InternVLChatConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # The loss takes num_items_in_batch, so the Trainer must neither divide by accumulation steps nor average.
+    accepts_loss_kwargs = True
+    _no_split_modules = ["VisionLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: InternVLChatConfig) -> None:
+        register_packed_attention()
+        super().__init__(config)
+        llm_spec(config.llm_config.model_type)
+        self.vision_model = InternVisionModel(config.vision_config)
+        self.language_model = AutoModelForCausalLM.from_config(config.llm_config, trust_remote_code=False)
+        self.mlp1 = build_projector(
+            config.vision_config.hidden_size, config.llm_config.hidden_size, config.downsample_ratio
+        )
+        self.set_output_embeddings(self.language_model.get_output_embeddings())
+        self.post_init()
+
+    # -- embeddings ---------------------------------------------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        if not isinstance(new_embeddings, ChunkedLMHead):
+            new_embeddings = ChunkedLMHead.adopt(new_embeddings)
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def set_activation_checkpointing(self, vision: bool, llm: bool) -> None:
+        """Recompute activations in the backward pass, each tower by itself."""
+        for tower, wanted in ((self.vision_model, vision), (self.language_model, llm)):
+            if wanted:
+                tower.activation_checkpointing_enable({"use_reentrant": False})
+            else:
+                tower.activation_checkpointing_disable()
+
+    # -- pictures -----------------------------------------------------------------------------------------------------
+
+    def extract_feature(self, pixel_values: Tensor) -> Tensor:
+        """Tiles ``(N, 3, S, S)`` -> ``(N, num_image_token, hidden_size)`` embeddings of the language model.
+
+        uint8 tiles are normalised here, on the device; float tiles are taken as normalised already.
+        """
+        dtype = self.vision_model.embeddings.patch_embedding.weight.dtype
+        if pixel_values.dtype == torch.uint8:
+            pixel_values = normalize_tiles(pixel_values, self.config.normalize_type)
+        hidden = self.vision_model(pixel_values.to(dtype), select_layer=self.config.select_layer).last_hidden_state
+        # The class token has no place in the grid.
+        return project(self.mlp1, hidden[:, 1:], self.config.downsample_ratio, self.config.ps_version)
+
+    def _features(self, pixel_values: Tensor | None, image_flags: Tensor | None) -> Tensor | None:
+        """Features ``(N*num_image_token, hidden_size)`` of the tiles that count, None if there are none."""
+        if pixel_values is not None and image_flags is not None:
+            pixel_values = pixel_values[image_flags.flatten().to(pixel_values.device) == 1]
+        if pixel_values is None or pixel_values.shape[0] == 0:
+            return None
+        return self.extract_feature(pixel_values).flatten(0, 1)
+
+    def _embed(self, input_ids: Tensor, features: Tensor | None, training: bool) -> Tensor:
+        """Token embeddings ``(B, T, hidden_size)`` with the features in place of the image placeholders.
+
+        Raises ValueError if placeholders and features differ in number, ConfigError if the placeholder is unknown.
+        """
+        embeds = self.get_input_embeddings()(input_ids)
+        token = self.config.img_context_token_id
+        if token is None:
+            if features is not None:
+                raise ConfigError(
+                    "config.img_context_token_id is not set, so pictures have no place in the text: load the model "
+                    "with load_model, or set it to the tokenizer's id of <IMG_CONTEXT>"
+                )
+            places = input_ids.new_zeros(0)
+        else:
+            places = (input_ids.flatten() == token).nonzero().squeeze(1)
+        count = 0 if features is None else features.shape[0]
+        if places.shape[0] != count:
+            raise ValueError(
+                f"{places.shape[0]} image placeholders in the text but {count} image features "
+                f"({self.config.num_image_token} per tile): text and pictures of this batch do not belong together"
+            )
+        if features is not None:
+            flat = embeds.flatten(0, 1)
+            # Not in place: with activation checkpointing the embeddings are a leaf that requires grad.
+            return flat.index_copy(0, places, features.to(flat.dtype)).view_as(embeds)
+        if training:
+            # Every rank must run every module as often as the others, else collectives do not pair up.
+            side = self.config.image_size
+            blank = torch.zeros(1, self.config.vision_config.num_channels, side, side, device=embeds.device)
+            embeds = embeds + self.extract_feature(blank).sum().to(embeds.dtype) * 0.0
+        return embeds
+
+    # -- forward ------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        loss_weight: Tensor | None = None,
+        num_items_in_batch: Tensor | float | int | None = None,
+        image_flags: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_logits: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Loss (with ``labels``) or logits of a packed row or a padded batch.
+
+        Packed: input_ids, labels, position_ids (1, T), cu_seqlens (S+1,) int32 on any device, no attention_mask.
+        Padded: input_ids, labels, attention_mask (B, T). pixel_values (N, 3, S, S) uint8, or normalised floats.
+        loss = sum_i loss_weight_i * CE_i / num_items_in_batch; loss_weight (B, T) float32, None = 1 each;
+        num_items_in_batch None = the sum of the weights. Raises ValueError on inputs that contradict each other.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give input_ids or inputs_embeds, one of them")
+        if inputs_embeds is None:
+            features = self._features(pixel_values, image_flags)
+            inputs_embeds = self._embed(input_ids, features, training=labels is not None)
+        elif pixel_values is not None:
+            raise ValueError("pixel_values need input_ids: inputs_embeds have no placeholders to fill")
+        cu_seqlens, row = self._packing(inputs_embeds, position_ids, attention_mask, cu_seqlens, past_key_values)
+        hidden = self.language_model.get_decoder()(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            # Said explicitly: left at its default, the cache switches off the packing detection of transformers.
+            use_cache=bool(use_cache) and labels is None and cu_seqlens is None,
+            **{"position_ids": position_ids, **row},
+            **kwargs,
+        )
+        if labels is None:
+            logits = self._head()(slice_logits_to_keep(hidden.last_hidden_state, logits_to_keep))
+            loss = None
+        else:
+            loss, logits = self._loss(
+                hidden.last_hidden_state, labels, loss_weight, cu_seqlens, num_items_in_batch, return_logits
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=hidden.past_key_values)
+
+    def _packing(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        past_key_values: Any,
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Sample borders of a packed row, and the keyword arguments that take them to the attention layers."""
+        batch, length = embeds.shape[:2]
+        if cu_seqlens is None:
+            if position_ids is None or past_key_values is not None or length < 2:
+                return None, {}
+            breaks = restarts(position_ids)
+            if attention_mask is not None:
+                breaks = breaks & (attention_mask[:, 1:] != 0) & (attention_mask[:, :-1] != 0)
+            starts = breaks.nonzero()[:, -1] + 1
+            if starts.shape[0] == 0:
+                return None, {}
+            if attention_mask is None and batch == 1:
+                cu_seqlens = F.pad(F.pad(starts, (1, 0)), (0, 1), value=length)
+        if cu_seqlens is None or batch != 1:
+            raise ValueError(f"only a single row without attention_mask can be packed; this batch has {batch} rows")
+        if attention_mask is not None:
+            raise ValueError("a packed row takes no attention_mask: with one, transformers lets its samples leak")
+        row = pack_kwargs(cu_seqlens, embeds.device)
+        lengths = row["packed_lengths"]
+        if sum(lengths) != length:
+            raise ValueError(f"cu_seqlens ends at {sum(lengths)}, the row has {length} tokens")
+        if position_ids is None:
+            row["position_ids"] = torch.cat([torch.arange(n) for n in lengths])[None].to(embeds.device)
+        elif self.config.llm_config._attn_implementation != PACKED and len(lengths) > 1:
+            borders = row["cu_seq_lens_q"][1:-1].long() - 1
+            if not bool(restarts(position_ids)[0, borders].all()):
+                # sdpa and eager find the samples by their positions alone.
+                raise ValueError("position_ids run on across a border of cu_seqlens: they must restart per sample")
+        return row["cu_seq_lens_q"], row
+
+    def _head(self) -> ChunkedLMHead:
+        head = self.get_output_embeddings()
+        if not isinstance(head, ChunkedLMHead):  # replaced from outside, e.g. by a resize of the vocabulary
+            self.set_output_embeddings(head)
+            head = self.get_output_embeddings()
+        return head
+
+    def _loss(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        loss_weight: Tensor | None,
+        cu_seqlens: Tensor | None,
+        num_items_in_batch: Tensor | float | int | None,
+        return_logits: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Weighted loss, and the logits (B, T, V) if they are asked for; the head runs once either way."""
+        place, target, weight = next_token_targets(labels, loss_weight, cu_seqlens)
+        logits = None
+        if return_logits:
+            logits = self._head()(hidden)
+            chosen = logits.flatten(0, 1)[place].float()
+            total = (F.cross_entropy(chosen, target, reduction="none") * weight).sum()
+        else:
+            total = self._head()(hidden.flatten(0, 1).index_select(0, place), targets=target, weights=weight)
+        return divide_loss(total, weight.sum() if num_items_in_batch is None else num_items_in_batch), logits
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        visual_features: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """New token ids for prompts ``input_ids`` (B, T), pictures as tiles or as ready ``visual_features``.
+
+        visual_features (N, num_image_token, hidden_size) as ``extract_feature`` gives them. Everything else goes to
+        the language model's own ``generate``. Raises ValueError without input_ids or on a placeholder mismatch.
+        """
+        if input_ids is None:
+            raise ValueError("generate needs input_ids")
+        if visual_features is not None:
+            features = visual_features.flatten(0, 1).to(input_ids.device)
+        else:
+            features = self._features(pixel_values, None)
+        embeds = self._embed(input_ids, features, training=False)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        return self.language_model.generate(
+            inputs_embeds=embeds, attention_mask=attention_mask, generation_config=generation_config, **kwargs
+        )
+
+
+def normalize_tiles(pixel_values: Tensor, normalize_type: str) -> Tensor:
+    """uint8 tiles ``(N, 3, S, S)`` -> float32, mean 0 and deviation 1 by the named statistics."""
+    mean, std = IMAGE_STATISTICS[normalize_type]
+    tiles = pixel_values.float().div_(255)
+    for channel, (m, s) in enumerate(zip(mean, std, strict=True)):
+        tiles[:, channel].sub_(m).div_(s)
+    return tiles

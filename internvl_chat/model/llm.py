@@ -1,0 +1,57 @@
+"""The table of language models: model type of ``llm_config`` -> what this code must know about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from internvl_chat.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class LLMSpec:
+    """One language-model family.
+
+    ``architecture`` is the class name in published ``llm_config.architectures``; ``rope_type_on_disk`` maps today's
+    rope names to the ones that the code shipped with older checkpoints understands.
+    """
+
+    model_type: str
+    architecture: str
+    rope_type_on_disk: tuple[tuple[str, str], ...] = ()
+
+
+# The classes themselves come from transformers' auto classes; a family of our own registers there first.
+LLMS: dict[str, LLMSpec] = {
+    spec.model_type: spec
+    for spec in (
+        LLMSpec("qwen2", "Qwen2ForCausalLM"),
+        LLMSpec("qwen3", "Qwen3ForCausalLM"),
+        LLMSpec("llama", "LlamaForCausalLM"),
+        LLMSpec("phi3", "Phi3ForCausalLM", rope_type_on_disk=(("longrope", "su"),)),
+    )
+}
+
+
+def llm_spec(model_type: str) -> LLMSpec:
+    """Entry of the table for ``model_type``. Raises ConfigError that names the supported types."""
+    if model_type not in LLMS:
+        raise ConfigError(
+            f"language model type {model_type!r} is not supported: use one of {', '.join(sorted(LLMS))}"
+            + nearest(model_type, LLMS)
+        )
+    return LLMS[model_type]
+
+
+def model_type_of(llm_config: dict[str, Any]) -> str:
+    """Model type of a raw ``llm_config``: its ``model_type``, else told from ``architectures[0]``. Raises ConfigError."""
+    if model_type := llm_config.get("model_type"):
+        return llm_spec(model_type).model_type
+    architectures = llm_config.get("architectures") or []
+    for spec in LLMS.values():
+        if architectures and spec.architecture == architectures[0]:
+            return spec.model_type
+    raise ConfigError(
+        f"llm_config has no model_type and its architectures {architectures} are not known: set llm_config.model_type "
+        f"to one of {', '.join(sorted(LLMS))}"
+    )

@@ -1,0 +1,78 @@
+"""Rank, world and process group; what CPU runs need of DeepSpeed before it is touched."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+_DEFAULTS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+
+
+def prepare_environment(uses_deepspeed: bool) -> None:
+    """Make a plain ``python`` run look like one process of torchrun to DeepSpeed, which knows nothing less."""
+    if not uses_deepspeed:
+        return
+    if "RANK" not in os.environ:
+        os.environ.update(_DEFAULTS)
+        os.environ["MASTER_PORT"] = str(_free_port())
+    if not torch.accelerator.is_available():
+        # On a CPU DeepSpeed would compile a shared-memory collective with g++ at start-up; gloo does the work as well.
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def start_deepspeed_group() -> None:
+    """On a CPU transformers starts torch's process group but not DeepSpeed's, which ZeRO-3 loading needs."""
+    if not torch.accelerator.is_available():
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def barrier() -> None:
+    """Wait for all ranks; nothing on a single process."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+@contextmanager
+def local_main_first() -> Iterator[None]:
+    """The first process of each node runs the block, then the others do (and find its files)."""
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    if not first:
+        barrier()
+    try:
+        yield
+    finally:
+        if first:
+            barrier()
+
+
+def sum_over_ranks(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Element-wise sum of a small float64 vector over all ranks, on the host."""
+    if world_size() == 1:
+        return values
+    # float64 is exact for the counts in it, and every rank gets the same bits.
+    moved = values.to(device, torch.float64)
+    dist.all_reduce(moved)
+    return moved.cpu()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,176 @@
+"""Arguments -> the parts of a run: template, tokenizer, model, corpus, schedule, micro-batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from internvl_chat.config.data import DataArguments
+from internvl_chat.config.model import ModelArguments
+from internvl_chat.config.train import TrainArguments
+from internvl_chat.constants import IMAGE_STATISTICS
+from internvl_chat.data.corpus import Corpus, open_corpus
+from internvl_chat.data.faults import Ledger
+from internvl_chat.data.loader import MicroBatches, Place
+from internvl_chat.data.manifest import load_manifest
+from internvl_chat.data.plan.schedule import Cost, PlanSettings, Schedule
+from internvl_chat.data.sample import Limits, SampleMaker
+from internvl_chat.data.template import get_template
+from internvl_chat.data.tiles import TileSettings
+from internvl_chat.data.tokens import Encoder
+from internvl_chat.errors import ConfigError
+from internvl_chat.model.build import load_config, load_model
+from internvl_chat.model.chat import InternVLChatModel
+from internvl_chat.model.config import InternVLChatConfig
+from internvl_chat.train import dist
+
+_NO_LIMIT = 2**30
+
+
+def checkpoint_overrides(model: ModelArguments, data: DataArguments) -> dict[str, Any]:
+    """Keys of config.json that the user set anew; what is None stays as the checkpoint has it."""
+    wanted = {
+        "select_layer": model.vision_select_layer,
+        "ps_version": model.ps_version,
+        "drop_path_rate": model.drop_path_rate,
+        "template": data.conv_style,
+        "force_image_size": data.force_image_size,
+        "dynamic_image_size": data.dynamic_image_size,
+        "use_thumbnail": data.use_thumbnail,
+        "min_dynamic_patch": data.min_dynamic_patch,
+        "max_dynamic_patch": data.max_dynamic_patch,
+        "normalize_type": data.normalize_type,
+        "pad2square": data.pad2square or None,
+    }
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def read_config(model: ModelArguments, data: DataArguments) -> InternVLChatConfig:
+    """The checkpoint's config with the user's settings in it. Raises ConfigError when they contradict."""
+    config = load_config(str(model.model_name_or_path), checkpoint_overrides(model, data))
+    if data.down_sample_ratio is not None and data.down_sample_ratio != config.downsample_ratio:
+        raise ConfigError(
+            f"--down_sample_ratio {data.down_sample_ratio} contradicts the checkpoint, whose projector is made for "
+            f"{config.downsample_ratio}; leave the flag out"
+        )
+    if config.template is None:
+        raise ConfigError("the checkpoint names no template; say which one it was trained with: --conv_style")
+    get_template(config.template)
+    return config
+
+
+def tile_settings(config: InternVLChatConfig, backend: str = "torch") -> TileSettings:
+    """How this checkpoint's pictures are cut, the same in training, chat and evaluation."""
+    return TileSettings(
+        size=config.image_size,
+        dynamic=config.dynamic_image_size,
+        min_tiles=config.min_dynamic_patch,
+        max_tiles=config.max_dynamic_patch,
+        thumbnail=config.use_thumbnail,
+        pad2square=config.pad2square,
+        backend=backend,  # type: ignore[arg-type]
+        mean=IMAGE_STATISTICS[config.normalize_type][0],
+    )
+
+
+def build_corpus(
+    config: InternVLChatConfig, tokenizer: Any, data: DataArguments, seed: int, ledger: Ledger | None
+) -> Corpus:
+    """Manifest -> indexed corpus. Raises ConfigError or DataError with all that is wrong."""
+    template = get_template(config.template)
+    max_tiles = data.num_images_expected if data.use_packed_ds else _NO_LIMIT
+    maker = SampleMaker(
+        Encoder(tokenizer, template, config.num_image_token),
+        tile_settings(config, data.image_backend),
+        Limits(data.max_seq_length, max_tiles),
+        seed,
+    )
+    cache = Path(os.environ.get("INTERNVL_CACHE", "~/.cache/internvl_chat")).expanduser()
+    return open_corpus(
+        load_manifest(str(data.meta_path)),
+        maker,
+        Path(data.index_dir) if data.index_dir else cache / "index",
+        workers=data.index_workers or os.cpu_count() or 1,
+        rebuild=data.rebuild_index,
+        max_fault_share=data.max_fault_share,
+        ledger=ledger,
+    )
+
+
+def pack_cost(config: InternVLChatConfig) -> Cost:
+    """Forward FLOPs per token, tile and squared token (2 per weight and use; 4 * hidden per causal pair / 2)."""
+    vision, llm = config.vision_config, config.llm_config
+    patches = (config.image_size // vision.patch_size) ** 2 + 1
+    block = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
+    tile = vision.num_hidden_layers * (2 * patches * block + 4 * patches**2 * vision.hidden_size)
+    layer = 4 * llm.hidden_size**2 + 3 * llm.hidden_size * llm.intermediate_size
+    return Cost(2.0 * llm.num_hidden_layers * layer, float(tile), 2.0 * llm.num_hidden_layers * llm.hidden_size)
+
+
+def build_schedule(corpus: Corpus, config: InternVLChatConfig, data: DataArguments, args: TrainArguments) -> Schedule:
+    """Which samples make which step."""
+    parts = dist.world_size() * args.gradient_accumulation_steps
+    settings = PlanSettings(
+        packed=data.use_packed_ds,
+        packs_per_step=parts * (args.per_device_train_batch_size if data.use_packed_ds else 1),
+        seed=args.data_seed if args.data_seed is not None else args.seed,
+        max_tokens=data.max_packed_tokens,
+        max_tiles=data.num_images_expected,
+        batch_size=args.per_device_train_batch_size,
+        by_length=args.train_sampling_strategy == "group_by_length",
+        cost=pack_cost(config),
+    )
+    return Schedule(corpus.tokens, corpus.tiles, settings)
+
+
+def plan_id(corpus: Corpus, schedule: Schedule) -> str:
+    """Hash of all that decides which sample stands where: index files, repeats, budgets."""
+    data = [[i.table_path.name, s.name, s.repeat_time] for s, i in zip(corpus.specs, corpus.indexes, strict=True)]
+    sizes = [len(corpus), int(corpus.tokens.sum()), int(corpus.tiles.sum())]
+    return hashlib.sha256(json.dumps([data, sizes, asdict(schedule.settings)]).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How many optimizer steps, and from which one on."""
+
+    first_step: int
+    num_steps: int
+
+
+def build_batches(
+    corpus: Corpus, schedule: Schedule, args: TrainArguments, run: Run, pad_id: int
+) -> MicroBatches:
+    """This rank's share of the run."""
+    place = Place(dist.rank(), dist.world_size(), args.gradient_accumulation_steps)
+    return MicroBatches(corpus, schedule, place, run.first_step, run.num_steps, pad_id)
+
+
+def build_model(
+    model: ModelArguments, data: DataArguments, args: TrainArguments
+) -> InternVLChatModel:
+    """Load the checkpoint. bf16 weights only where DeepSpeed keeps fp32 masters of them; else fp32 and autocast."""
+    dtype = torch.bfloat16 if args.bf16 and args.deepspeed else torch.float32
+    return load_model(
+        str(model.model_name_or_path),
+        dtype=dtype,
+        attn_implementation=model.attn_implementation,
+        config_overrides=checkpoint_overrides(model, data),
+    )
+
+
+def expected_trainable(model: ModelArguments) -> dict[str, bool]:
+    """Whether each part of the model should train, by the freeze switches."""
+    llm = not model.freeze_llm
+    return {
+        "vision_model": not model.freeze_backbone,
+        "mlp1": not model.freeze_mlp,
+        "language_model": llm,
+        "lm_head": llm,
+    }

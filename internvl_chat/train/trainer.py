@@ -1,0 +1,160 @@
+"""Subclass of transformers' Trainer: own batches, one loss denominator per optimizer step, exact resume.
+
+The whole run is one pass over a loader that knows its length, so the number of steps, the learning rate schedule and the
+time left are exact. Only methods meant for it are overridden.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from internvl_chat.config.train import TrainArguments
+from internvl_chat.data.batch import Batch
+from internvl_chat.data.faults import Ledger
+from internvl_chat.data.loader import MicroBatches, make_loader
+from internvl_chat.data.template import get_template
+from internvl_chat.errors import DataError
+from internvl_chat.model.build import save_model_folder
+from internvl_chat.model.loss import token_weights
+from internvl_chat.train import dist
+from internvl_chat.train.metrics import COLUMNS, Meter, step_counts
+from internvl_chat.train.state import DataState, remove_checkpoints, write_marker
+
+
+class InternVLTrainer(Trainer):
+    """Trains on ``MicroBatches``. ``ledger`` gets the faults found on loading (one file per rank)."""
+
+    # The model divides by the denominator of the whole step; nothing is left to scale.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainArguments,
+        batches: MicroBatches,
+        *,
+        tokenizer: Any,
+        loss_reduction: str,
+        ledger: Ledger,
+        max_faults: int,
+        plan_id: str,
+    ) -> None:
+        # Old checkpoints are deleted here, after the new one is complete, not by the library before that.
+        self._keep_checkpoints, args.save_total_limit = args.save_total_limit, None
+        args.max_steps = batches.num_steps
+        super().__init__(model=model, args=args, train_dataset=batches, processing_class=tokenizer)
+        self.loss_reduction = loss_reduction
+        self.ledger = ledger
+        self.max_faults = max_faults
+        self.plan_id = plan_id
+        self.meter = Meter(dist.world_size())
+        self.last_addresses: list[str] = []
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This rank's micro-batches; not handed to accelerate, which would deal them to ranks again."""
+        args, batches = self.args, self.train_dataset
+        pin = args.dataloader_pin_memory and torch.cuda.is_available()
+        return make_loader(batches, args.dataloader_num_workers, pin, args.dataloader_prefetch_factor)  # type: ignore[arg-type]
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        return len(self.train_dataset)  # type: ignore[arg-type]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | None]:
+        """The micro-batches of one optimizer step, and its loss denominator: the weights of all ranks' tokens."""
+        started = time.perf_counter()
+        batches = list(islice(epoch_iterator, num_batches))
+        waited = time.perf_counter() - started
+        if not batches:
+            return [], None
+        weights = [token_weights(batch.labels, batch.cu_seqlens, self.loss_reduction) for batch in batches]
+        self._keep_faults(batches)
+        settings = self.train_dataset.schedule.settings  # type: ignore[union-attr]
+        padded = sum(batch.input_ids.numel() for batch in batches)
+        capacity = settings.max_tokens * self.args.per_device_train_batch_size * len(batches)
+        counts = step_counts(
+            batches, sum(float(weight.double().sum()) for weight in weights), capacity if settings.packed else padded, waited
+        )
+        counts = dist.sum_over_ranks(counts, device)
+        self.meter.add(counts)
+        if self.meter.faults_in_all > self.max_faults:
+            raise DataError(
+                f"{self.meter.faults_in_all} samples could not be loaded, more than --max_fault_share allows "
+                f"({self.max_faults}); they are listed in {self.ledger.path}"
+            )
+        self.last_addresses = [f"{a.dataset}:{a.line + 1}" for batch in batches for a in batch.addresses]
+        denominator = counts[COLUMNS.index("weight")].to(device, torch.float32)
+        return list(zip(batches, weights, strict=True)), denominator
+
+    def _keep_faults(self, batches: list[Batch]) -> None:
+        self.ledger.write([fault for batch in batches for fault in batch.faults])
+
+    def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
+        """Batch and weights -> the model's arguments on the device. (The library would cast the weights to bf16.)"""
+        batch, weights = inputs
+        batch = batch.to(self.args.device)
+        names = ("input_ids", "labels", "position_ids", "pixel_values", "cu_seqlens", "attention_mask")
+        values = {name: getattr(batch, name) for name in names}
+        return {
+            **{name: value for name, value in values.items() if value is not None},
+            "loss_weight": weights.to(self.args.device, non_blocking=True),
+        }
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted here: the library's estimate knows no tiles."""
+        return 0
+
+    # -- log ----------------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise DataError(
+                f"loss is {loss.item()} at step {self.state.global_step + 1} on rank {dist.rank()}; samples of this step: "
+                f"{', '.join(self.last_addresses)}; look at them, lower --learning_rate, or use bf16 instead of fp16"
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add this project's rates to what is logged after a step."""
+        if "loss" in logs:
+            logs = {**logs, **self.meter.drain()}
+        super().log(logs, start_time)
+
+    # -- save ---------------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write a model folder that loads by itself. Called on the main process with the gathered weights."""
+        if not self.args.should_save:
+            return
+        template = get_template(self.model.config.template)
+        stop = self.processing_class.convert_tokens_to_ids(template.stop)  # type: ignore[union-attr]
+        folder = Path(output_dir or str(self.args.output_dir))
+        save_model_folder(self.model, self.processing_class, folder, state_dict=state_dict, stop_token_ids=[stop])
+
+    def data_state(self) -> DataState:
+        """What a resumed run must share with this one."""
+        settings = self.train_dataset.schedule.settings  # type: ignore[union-attr]
+        return DataState(self.state.global_step, settings.seed, settings.packs_per_step, self.plan_id)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        dist.barrier()
+        if self.is_world_process_zero():
+            output_dir = Path(self._get_output_dir(trial))
+            write_marker(output_dir / f"checkpoint-{self.state.global_step}", self.data_state())
+            if self._keep_checkpoints:
+                remove_checkpoints(output_dir, keep=self._keep_checkpoints, only_complete=True)
+        dist.barrier()
