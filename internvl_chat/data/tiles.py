@@ -9,11 +9,13 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+
+from internvl_chat.constants import IMAGE_STATISTICS
 
 ImageBackend = Literal["torch", "pillow"]
 JPEG_QUALITIES = (75, 100)
@@ -30,7 +32,25 @@ class TileSettings:
     thumbnail: bool = True
     pad2square: bool = False
     backend: ImageBackend = "torch"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: tuple[float, float, float] = IMAGE_STATISTICS["imagenet"][0]
+
+    @classmethod
+    def from_config(cls, config: Any, backend: ImageBackend = "torch") -> TileSettings:
+        """How the pictures of a checkpoint are cut, the same in training, chat and evaluation.
+
+        ``config``: any object with the published keys as attributes: image_size, dynamic_image_size,
+        min_dynamic_patch, max_dynamic_patch, use_thumbnail, pad2square (None = no), normalize_type.
+        """
+        return cls(
+            size=config.image_size,
+            dynamic=config.dynamic_image_size,
+            min_tiles=config.min_dynamic_patch,
+            max_tiles=config.max_dynamic_patch,
+            thumbnail=config.use_thumbnail,
+            pad2square=bool(config.pad2square),
+            backend=backend,
+            mean=IMAGE_STATISTICS[config.normalize_type][0],
+        )
 
     def shared_among(self, images: int) -> TileSettings:
         """The tile limit of one of several pictures: floor(limit / pictures), at least 1."""

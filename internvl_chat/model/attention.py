@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,7 +62,7 @@ def packed_attention(
 
 
 def packed_mask(
-    *args: Any,
+    *,
     q_length: int,
     kv_length: int,
     attention_mask: Tensor | None = None,
@@ -78,7 +79,6 @@ def packed_mask(
     if plain and not allow_is_causal_skip and kwargs.get("q_offset", 0) == 0:
         return None
     return sdpa_mask(
-        *args,
         q_length=q_length,
         kv_length=kv_length,
         attention_mask=attention_mask,
@@ -100,9 +100,9 @@ def pack_kwargs(cu_seqlens: Tensor, device: torch.device) -> dict[str, Any]:
     ``cu_seqlens`` (S+1,) starts at 0; empty samples are dropped. One copy to the host if it lies on an accelerator.
     """
     borders = [int(b) for b in cu_seqlens.tolist()]
-    if not borders or borders[0] != 0 or any(b < a for a, b in zip(borders, borders[1:], strict=False)):
+    if not borders or borders[0] != 0 or any(b < a for a, b in itertools.pairwise(borders)):
         raise ValueError(f"cu_seqlens must start at 0 and never fall, got {borders[:8]}")
-    lengths = tuple(b - a for a, b in zip(borders, borders[1:], strict=False) if b > a)
+    lengths = tuple(b - a for a, b in itertools.pairwise(borders) if b > a)
     cumulative = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
     return {
         "packed_lengths": lengths,
@@ -158,7 +158,7 @@ def _per_sample(
 ) -> Tensor:
     """sdpa sample by sample: any device and precision, memory and time linear in the number of samples."""
     parts = []
-    shared = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
+    shared: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
     for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True):
         length = q.shape[2]
         if window is not None and length > window:
@@ -172,8 +172,10 @@ def _per_sample(
 def _has_varlen_kernel(query: Tensor) -> bool:
     if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
         return False
-    # The flash kernels start with Ampere.
-    return query.shape[-1] <= 256 and query.shape[-1] % 8 == 0 and torch.cuda.get_device_capability(query.device)[0] >= 8
+    if _flash_attn() is None and importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return False
+    head_dim, generation = query.shape[-1], torch.cuda.get_device_capability(query.device)[0]
+    return head_dim <= 256 and head_dim % 8 == 0 and generation >= 8  # the flash kernels start with Ampere
 
 
 @functools.lru_cache(maxsize=1)
@@ -207,16 +209,7 @@ def _varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     sides = (window - 1 if window is not None else -1, 0) if causal else (-1, -1)
-    out = varlen_attn(
-        q,
-        k,
-        v,
-        cu_seqlens,
-        cu_seqlens,
-        longest,
-        longest,
-        scale=scaling,
-        window_size=sides,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return out.unsqueeze(0)
+    grouped = query.shape[1] != key.shape[1]
+    lengths = (cu_seqlens, cu_seqlens, longest, longest)
+    result: Any = varlen_attn(q, k, v, *lengths, scale=scaling, window_size=sides, enable_gqa=grouped)
+    return result.unsqueeze(0)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -79,7 +79,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: config.json cannot be read ({_first_line(error)})") from error
     _check_flavour(folder, raw)
-    vision, chat = {}, {}
+    vision: dict[str, Any] = {}
+    chat: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
         if value is None:
             continue
@@ -109,11 +110,11 @@ def load_model(
     folder = Path(path)
     config = load_config(folder, config_overrides)
     config.img_context_token_id = image_token_id(load_tokenizer(folder))
-    _settle_tying(folder, config)
     register_packed_attention()
     attention = resolve_attention(attn_implementation, device)
     try:
-        model, info = InternVLChatModel.from_pretrained(
+        _settle_tying(folder, config)
+        loaded: Any = InternVLChatModel.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -121,16 +122,26 @@ def load_model(
             local_files_only=True,
             weights_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported by _check_keys, with names
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the weights cannot be loaded: {error}") from error
-    _check_keys(folder, info)
+    model: InternVLChatModel = loaded[0]
+    info: dict[str, Any] = loaded[1]
     # ZeRO-3 keeps conversions that never applied; saving would then reverse them.
-    model._weight_conversions = [c for c in getattr(model, "_weight_conversions", None) or [] if c.was_used()]
+    conversions = [c for c in getattr(model, "_weight_conversions", None) or [] if c.was_used()]
+    model._weight_conversions = conversions  # type: ignore[assignment]
+    if is_deepspeed_zero3_enabled() and not conversions:
+        # The partitioned load does not look at names that have no place in the model.
+        surplus = checkpoint_keys(folder) - set(model.state_dict())
+        info["unexpected_keys"] = {name for name in surplus if not name.endswith("rotary_emb.inv_freq")}
+    _check_keys(folder, info)
     if (folder / "generation_config.json").is_file():
         model.language_model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     _fit_image_size(model)
-    return model if device is None else model.to(device)
+    if device is not None:
+        nn.Module.to(model, device)
+    return model
 
 
 def save_model_folder(

@@ -31,11 +31,11 @@ class InternVLChatModel(PreTrainedModel):
     config: InternVLChatConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     # The loss takes num_items_in_batch, so the Trainer must neither divide by accumulation steps nor average.
     accepts_loss_kwargs = True
-    _no_split_modules = ["VisionLayer"]
+    _no_split_modules = ["VisionLayer"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -44,11 +44,10 @@ class InternVLChatModel(PreTrainedModel):
         register_packed_attention()
         super().__init__(config)
         llm_spec(config.llm_config.model_type)
-        self.vision_model = InternVisionModel(config.vision_config)
-        self.language_model = AutoModelForCausalLM.from_config(config.llm_config, trust_remote_code=False)
-        self.mlp1 = build_projector(
-            config.vision_config.hidden_size, config.llm_config.hidden_size, config.downsample_ratio
-        )
+        vision, llm = config.vision_config, config.llm_config
+        self.vision_model = InternVisionModel(vision)
+        self.language_model = AutoModelForCausalLM.from_config(llm, trust_remote_code=False)
+        self.mlp1 = build_projector(vision.hidden_size, llm.hidden_size, config.downsample_ratio)
         self.set_output_embeddings(self.language_model.get_output_embeddings())
         self.post_init()
 
@@ -60,13 +59,12 @@ class InternVLChatModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> nn.Linear:
         return self.language_model.get_output_embeddings()
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        if not isinstance(new_embeddings, ChunkedLMHead):
-            new_embeddings = ChunkedLMHead.adopt(new_embeddings)
-        self.language_model.set_output_embeddings(new_embeddings)
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        head = new_embeddings if isinstance(new_embeddings, ChunkedLMHead) else ChunkedLMHead.adopt(new_embeddings)
+        self.language_model.set_output_embeddings(head)
 
     def set_activation_checkpointing(self, vision: bool, llm: bool) -> None:
         """Recompute activations in the backward pass, each tower by itself."""
@@ -98,38 +96,41 @@ class InternVLChatModel(PreTrainedModel):
             return None
         return self.extract_feature(pixel_values).flatten(0, 1)
 
-    def _embed(self, input_ids: Tensor, features: Tensor | None, training: bool) -> Tensor:
+    def _blank(self, device: torch.device) -> Tensor:
+        """Zero, by way of one blank tile through the tower and the MLP.
+
+        Every rank must call the same modules in the same order, else the collectives of ZeRO and DDP do not pair up.
+        """
+        side = self.config.image_size
+        tile = torch.zeros(1, self.vision_model.config.num_channels, side, side, device=device)
+        return self.extract_feature(tile).sum() * 0.0
+
+    def _embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
         """Token embeddings ``(B, T, hidden_size)`` with the features in place of the image placeholders.
 
         Raises ValueError if placeholders and features differ in number, ConfigError if the placeholder is unknown.
         """
-        embeds = self.get_input_embeddings()(input_ids)
         token = self.config.img_context_token_id
+        if token is None and features is not None:
+            raise ConfigError(
+                "config.img_context_token_id is not set, so pictures have no place in the text: load the model with "
+                "load_model, or set it to the tokenizer's id of <IMG_CONTEXT>"
+            )
+        embeds: Tensor = self.get_input_embeddings()(input_ids)
         if token is None:
-            if features is not None:
-                raise ConfigError(
-                    "config.img_context_token_id is not set, so pictures have no place in the text: load the model "
-                    "with load_model, or set it to the tokenizer's id of <IMG_CONTEXT>"
-                )
-            places = input_ids.new_zeros(0)
-        else:
-            places = (input_ids.flatten() == token).nonzero().squeeze(1)
+            return embeds
+        places = (input_ids.flatten() == token).nonzero().squeeze(1)
         count = 0 if features is None else features.shape[0]
         if places.shape[0] != count:
             raise ValueError(
                 f"{places.shape[0]} image placeholders in the text but {count} image features "
                 f"({self.config.num_image_token} per tile): text and pictures of this batch do not belong together"
             )
-        if features is not None:
-            flat = embeds.flatten(0, 1)
-            # Not in place: with activation checkpointing the embeddings are a leaf that requires grad.
-            return flat.index_copy(0, places, features.to(flat.dtype)).view_as(embeds)
-        if training:
-            # Every rank must run every module as often as the others, else collectives do not pair up.
-            side = self.config.image_size
-            blank = torch.zeros(1, self.config.vision_config.num_channels, side, side, device=embeds.device)
-            embeds = embeds + self.extract_feature(blank).sum().to(embeds.dtype) * 0.0
-        return embeds
+        if features is None:
+            return embeds
+        flat = embeds.flatten(0, 1)
+        # Not in place: with activation checkpointing the embeddings are a leaf that requires grad.
+        return flat.index_copy(0, places, features.to(flat.dtype)).view_as(embeds)
 
     # -- forward ------------------------------------------------------------------------------------------------------
 
@@ -158,13 +159,14 @@ class InternVLChatModel(PreTrainedModel):
         loss = sum_i loss_weight_i * CE_i / num_items_in_batch; loss_weight (B, T) float32, None = 1 each;
         num_items_in_batch None = the sum of the weights. Raises ValueError on inputs that contradict each other.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give input_ids or inputs_embeds, one of them")
-        if inputs_embeds is None:
+        if inputs_embeds is None and input_ids is not None:
             features = self._features(pixel_values, image_flags)
-            inputs_embeds = self._embed(input_ids, features, training=labels is not None)
-        elif pixel_values is not None:
-            raise ValueError("pixel_values need input_ids: inputs_embeds have no placeholders to fill")
+            blank = self._blank(input_ids.device) if features is None and labels is not None else None
+            inputs_embeds = self._embed(input_ids, features)
+            if blank is not None:
+                inputs_embeds = inputs_embeds + blank.to(inputs_embeds.dtype)
+        elif inputs_embeds is None or input_ids is not None or pixel_values is not None:
+            raise ValueError("give input_ids or inputs_embeds, one of them; pixel_values need input_ids")
         cu_seqlens, row = self._packing(inputs_embeds, position_ids, attention_mask, cu_seqlens, past_key_values)
         hidden = self.language_model.get_decoder()(
             inputs_embeds=inputs_embeds,
@@ -177,12 +179,11 @@ class InternVLChatModel(PreTrainedModel):
         )
         if labels is None:
             logits = self._head()(slice_logits_to_keep(hidden.last_hidden_state, logits_to_keep))
-            loss = None
-        else:
-            loss, logits = self._loss(
-                hidden.last_hidden_state, labels, loss_weight, cu_seqlens, num_items_in_batch, return_logits
-            )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=hidden.past_key_values)
+            return CausalLMOutputWithPast(logits=logits, past_key_values=hidden.past_key_values)
+        loss, logits = self._loss(
+            hidden.last_hidden_state, labels, loss_weight, cu_seqlens, num_items_in_batch, return_logits
+        )
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
 
     def _packing(
         self,
@@ -222,12 +223,11 @@ class InternVLChatModel(PreTrainedModel):
                 raise ValueError("position_ids run on across a border of cu_seqlens: they must restart per sample")
         return row["cu_seq_lens_q"], row
 
-    def _head(self) -> ChunkedLMHead:
-        head = self.get_output_embeddings()
-        if not isinstance(head, ChunkedLMHead):  # replaced from outside, e.g. by a resize of the vocabulary
-            self.set_output_embeddings(head)
-            head = self.get_output_embeddings()
-        return head
+    def _head(self) -> nn.Linear:
+        if not isinstance(self.get_output_embeddings(), ChunkedLMHead):
+            # Replaced from outside, e.g. by a resize of the language model's vocabulary.
+            self.set_output_embeddings(self.get_output_embeddings())
+        return self.get_output_embeddings()
 
     def _loss(
         self,
@@ -240,7 +240,7 @@ class InternVLChatModel(PreTrainedModel):
     ) -> tuple[Tensor, Tensor | None]:
         """Weighted loss, and the logits (B, T, V) if they are asked for; the head runs once either way."""
         place, target, weight = next_token_targets(labels, loss_weight, cu_seqlens)
-        logits = None
+        logits: Tensor | None = None
         if return_logits:
             logits = self._head()(hidden)
             chosen = logits.flatten(0, 1)[place].float()
@@ -266,11 +266,10 @@ class InternVLChatModel(PreTrainedModel):
         """
         if input_ids is None:
             raise ValueError("generate needs input_ids")
+        features = self._features(pixel_values, None)
         if visual_features is not None:
             features = visual_features.flatten(0, 1).to(input_ids.device)
-        else:
-            features = self._features(pixel_values, None)
-        embeds = self._embed(input_ids, features, training=False)
+        embeds = self._embed(input_ids, features)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         return self.language_model.generate(

@@ -55,13 +55,14 @@ class InternVLChatConfig(PreTrainedConfig):
     """InternViT + MLP + LLM. Keys and defaults of the published config.json, plus the last two below."""
 
     model_type = "internvl_chat"
-    sub_configs_defaults = {
-        "vision_config": InternVisionConfig,
+    sub_configs_defaults = {  # noqa: RUF012
+        "vision_config": SubConfigSpec(config_class=InternVisionConfig),
         "llm_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    llm_config: dict | PreTrainedConfig | None = None
+    # Given as a dict, kept as a config object.
+    vision_config: Any = None
+    llm_config: Any = None
     use_backbone_lora: int = 0
     use_llm_lora: int = 0
     select_layer: int = -1
@@ -133,9 +134,11 @@ def _with_old_keys(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(part, dict) and part.get("dtype") is not None:
             part["torch_dtype"] = part["dtype"]
     llm = values.get("llm_config")
-    if isinstance(llm, dict) and not llm.get("architectures") and llm.get("model_type") in LLMS:
+    if not isinstance(llm, dict):
+        return values
+    if not llm.get("architectures") and llm.get("model_type") in LLMS:
         llm["architectures"] = [LLMS[llm["model_type"]].architecture]
-    rope = llm.get("rope_parameters") if isinstance(llm, dict) else None
+    rope = llm.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
         llm["rope_theta"] = rope["rope_theta"]
         llm["rope_scaling"] = _old_rope_scaling(llm.get("model_type", ""), rope)

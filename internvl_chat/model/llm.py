@@ -44,7 +44,7 @@ def llm_spec(model_type: str) -> LLMSpec:
 
 
 def model_type_of(llm_config: dict[str, Any]) -> str:
-    """Model type of a raw ``llm_config``: its ``model_type``, else told from ``architectures[0]``. Raises ConfigError."""
+    """Model type of a raw ``llm_config``: ``model_type``, else by ``architectures[0]``. Raises ConfigError."""
     if model_type := llm_config.get("model_type"):
         return llm_spec(model_type).model_type
     architectures = llm_config.get("architectures") or []

@@ -98,7 +98,7 @@ class ChunkedLMHead(nn.Linear):
         head.train(linear.training)
         return head
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None, chunk: int | None = None
     ) -> Tensor:
         """``(..., H)`` -> logits ``(..., V)``; with targets, ``hidden (M, H)`` -> scalar ``sum_i weight_i * CE_i``.
@@ -180,13 +180,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     grad_hidden[part] = (grad @ matrix).to(hidden.dtype)
                 if grad_weight is not None:
                     _add_product(grad_weight, grad, inputs)
-        stored = [None if g is None else g.to(t.dtype) for g, t in ((grad_weight, weight), (grad_bias, bias))]
-        ctx.save_for_backward(grad_hidden, *stored)
+        stored_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        stored_bias = None if grad_bias is None or bias is None else grad_bias.to(bias.dtype)
+        ctx.save_for_backward(grad_hidden, stored_weight, stored_bias)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         grads = (None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors)
         return (*grads, None, None, None, None, None)
 

@@ -8,7 +8,7 @@ from internvl_chat.errors import ConfigError
 
 
 def merge_factor(downsample_ratio: float) -> int:
-    """Patches merged along each side: 2 for a ratio of 0.5. Raises ConfigError if the ratio is not one over a number."""
+    """Patches merged along each side: 2 for a ratio of 0.5. Raises ConfigError if the ratio is not 1/n."""
     factor = round(1 / downsample_ratio) if downsample_ratio > 0 else 0
     if factor < 1 or abs(factor * downsample_ratio - 1) > 1e-6:
         raise ConfigError(f"downsample_ratio {downsample_ratio} must be 1, 1/2, 1/3, ...")
@@ -44,11 +44,9 @@ def build_projector(vision_hidden: int, llm_hidden: int, downsample_ratio: float
 def project(mlp1: nn.Module, patches: Tensor, scale: float, ps_version: str) -> Tensor:
     """Patch features ``(N, H*W, C)`` of square tiles as ``(N, H*W*scale**2, llm_hidden)``."""
     batch, count, channels = patches.shape
-    side = int(round(count**0.5))
+    side = round(count**0.5)
     if side * side != count:
         raise ValueError(f"{count} patches per tile do not form a square")
     merged = pixel_shuffle(patches.reshape(batch, side, side, channels), scale, ps_version)
     projected: Tensor = mlp1(merged.reshape(batch, -1, merged.shape[-1]))
     return projected
-
-

@@ -40,7 +40,7 @@ def _norm(config: InternVisionConfig) -> nn.Module:
 
 
 class DropPath(nn.Module):
-    """Leave out the whole residual branch of a sample with probability ``rate`` while training, scaled to keep the mean."""
+    """While training, leave out the whole branch of a sample with probability ``rate``; scaled to keep the mean."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class VisionEmbeddings(nn.Module):
     def positions(self, height: int, width: int) -> Tensor:
         """Position embedding for a grid of patches, ``(1, 1 + height*width, C)``, interpolated if it is another one."""
         table = self.position_embedding
-        side = int(round((table.shape[1] - 1) ** 0.5))
+        side = round((table.shape[1] - 1) ** 0.5)
         if (height, width) == (side, side):
             return table
         grid = table[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
@@ -196,9 +196,9 @@ class InternVisionModel(PreTrainedModel):
     config: InternVisionConfig
     base_model_prefix = ""
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["VisionLayer"]
+    _no_split_modules = ["VisionLayer"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True

@@ -127,7 +127,7 @@ def draw_number(scans: list[np.ndarray], rng: np.random.Generator, heights: tupl
     height = int(rng.integers(lowest, highest + 1))
     width = round(height * count * rng.uniform(0.92, WIDEST_CELL))
     # Steeper than the blurred enlargement: the faint grey of the scanner goes, the strokes keep their own greys.
-    bright = 240 - 225 * (np.linspace(-0.22, 0.78, 256, dtype=np.float32) / np.float32(0.7)).clip(0, 1)
+    bright = 240 - 225 * (np.linspace(-0.1, 0.9, 256, dtype=np.float32) / np.float32(0.8)).clip(0, 1)
     shade = bright.take(np.asarray(_ink(scans, (width, height), rng)))
     # Light falls from one side, as under a lamp; the grain is coarser than a pixel, as in a scan that was enlarged.
     slope_x, slope_y = rng.uniform(-12, 12, size=2)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TinyKind:
-    """What differs between the tiny models: chat template, and the special tokens that go before the nine of InternVL."""
+    """What differs between the tiny models: chat template, and special tokens in front of the nine of InternVL."""
 
     template: str
     markers: tuple[str, ...]
@@ -62,7 +62,7 @@ CORPUS = (
     "What number is written? The number is written in the picture. Which number is larger, the first or the second?",
     "What is the sum of the two numbers? Please describe the image shortly. Answer with a single word or phrase.",
     "Image-1: Image-2: Frame1: Frame2: There are no digits in this image. What do you see? I see a small picture.",
-    "yes no one two three four five six seven eight nine zero left right larger smaller equal first second digit digits",
+    "yes no one two three four five six seven eight nine zero left right larger smaller equal first second digits",
     "The quick brown fox jumps over the lazy dog. How many letters are there? What colour is it? red green blue black",
     "0 1 2 3 4 5 6 7 8 9 10 12 25 37 48 59 64 71 83 96 100 123 456 789",
 )
@@ -195,7 +195,8 @@ def _vision(image_size: int, hidden: int, layers: int, norm: str) -> dict[str, A
         "qkv_bias": plain,
         "qk_normalization": not plain,
         "initializer_factor": 1.0,
-        "initializer_range": 0.02,
+        # The usual 0.02 suits widths in the thousands; at this width a model starts learning several times later.
+        "initializer_range": hidden**-0.5,
     }
 
 
@@ -210,6 +211,7 @@ def _language(llm: str, tokenizer: Any, hidden: int, layers: int) -> dict[str, A
         "num_attention_heads": heads,
         "num_key_value_heads": heads // 2 if heads % 2 == 0 else heads,
         "max_position_embeddings": 8192,
+        "initializer_range": hidden**-0.5,
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
         "bos_token_id": tokenizer.bos_token_id,
@@ -232,7 +234,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--llm_layers", type=int, default=2, help="layers of the language model")
     parser.add_argument("--vocab_size", type=int, default=600, help="size of the byte-pair vocabulary")
     parser.add_argument("--template", default=None, help="chat template (default: the one of the language model)")
-    parser.add_argument("--vision_norm", choices=("layer_norm", "rms_norm"), default="layer_norm", help="300M or 6B kind")
+    parser.add_argument("--vision_norm", choices=("layer_norm", "rms_norm"), default="layer_norm", help="300M/6B kind")
     parser.add_argument("--ps_version", choices=("v1", "v2"), default="v2", help="pixel shuffle")
     parser.add_argument("--max_dynamic_patch", type=int, default=6, help="largest number of tiles per picture")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")

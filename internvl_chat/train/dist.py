@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+from internvl_chat.errors import InternVLError
+
+T = TypeVar("T")
 
 _DEFAULTS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
@@ -60,6 +65,25 @@ def local_main_first() -> Iterator[None]:
     finally:
         if first:
             barrier()
+
+
+def decide_on_main(question: Callable[[], T]) -> T:
+    """Ask rank 0 and give its answer, or the error it raised, to every rank.
+
+    For what is read from a shared disk: each rank may see another state of it, and must not draw its own conclusion.
+    """
+    if world_size() == 1:
+        return question()
+    answer: list[object] = [None, None]
+    if rank() == 0:
+        try:
+            answer[0] = question()
+        except InternVLError as error:
+            answer[1] = error
+    dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[1], InternVLError):
+        raise answer[1]
+    return cast("T", answer[0])
 
 
 def sum_over_ranks(values: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -32,10 +32,11 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
         dist.start_deepspeed_group()
 
     output_dir = Path(str(args.output_dir))
-    resume = state.find_resume(output_dir, args.overwrite_output_dir, args.resume_from_checkpoint)
+    resume = dist.decide_on_main(
+        lambda: state.find_resume(output_dir, args.overwrite_output_dir, args.resume_from_checkpoint)
+    )
     config = setup.read_config(model_args, data_args)
     tokenizer = load_tokenizer(str(model_args.model_name_or_path))
-    dist.barrier()  # every rank has looked at the output folder before rank 0 changes it
     if dist.rank() == 0:
         output_dir.mkdir(parents=True, exist_ok=True)
         if resume is None:

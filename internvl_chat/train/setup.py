@@ -14,7 +14,6 @@ import torch
 from internvl_chat.config.data import DataArguments
 from internvl_chat.config.model import ModelArguments
 from internvl_chat.config.train import TrainArguments
-from internvl_chat.constants import IMAGE_STATISTICS
 from internvl_chat.data.corpus import Corpus, open_corpus
 from internvl_chat.data.faults import Ledger
 from internvl_chat.data.loader import MicroBatches, Place
@@ -65,20 +64,6 @@ def read_config(model: ModelArguments, data: DataArguments) -> InternVLChatConfi
     return config
 
 
-def tile_settings(config: InternVLChatConfig, backend: str = "torch") -> TileSettings:
-    """How this checkpoint's pictures are cut, the same in training, chat and evaluation."""
-    return TileSettings(
-        size=config.image_size,
-        dynamic=config.dynamic_image_size,
-        min_tiles=config.min_dynamic_patch,
-        max_tiles=config.max_dynamic_patch,
-        thumbnail=config.use_thumbnail,
-        pad2square=config.pad2square,
-        backend=backend,  # type: ignore[arg-type]
-        mean=IMAGE_STATISTICS[config.normalize_type][0],
-    )
-
-
 def build_corpus(
     config: InternVLChatConfig, tokenizer: Any, data: DataArguments, seed: int, ledger: Ledger | None
 ) -> Corpus:
@@ -87,7 +72,7 @@ def build_corpus(
     max_tiles = data.num_images_expected if data.use_packed_ds else _NO_LIMIT
     maker = SampleMaker(
         Encoder(tokenizer, template, config.num_image_token),
-        tile_settings(config, data.image_backend),
+        TileSettings.from_config(config, data.image_backend),
         Limits(data.max_seq_length, max_tiles),
         seed,
     )

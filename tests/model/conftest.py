@@ -12,6 +12,7 @@ from internvl_chat.model.build import load_model
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.tools.tiny import make_tiny
 
+
 @pytest.fixture(scope="session", autouse=True)
 def _offline_single_thread() -> None:
     torch.set_num_threads(1)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
+from internvl_chat.errors import ConfigError
+from internvl_chat.model import attention
 from internvl_chat.model.attention import PACKED, pack_kwargs, packed_attention, packed_mask, resolve_attention
 from internvl_chat.model.loss import token_weights
 
@@ -140,9 +142,7 @@ def test_attention_function_refuses_restarting_positions_without_lengths(tiny_mo
     row = pack([make_sample(model, 12, 0, 1), make_sample(model, 15, 0, 2)])
     for extra in ({}, {"attention_mask": torch.ones_like(row["input_ids"])}):
         with pytest.raises(ValueError, match="position_ids restart"), torch.no_grad():
-            model.language_model(
-                input_ids=row["input_ids"], position_ids=row["position_ids"], use_cache=False, **extra
-            )
+            model.language_model(input_ids=row["input_ids"], position_ids=row["position_ids"], use_cache=False, **extra)
 
 
 @pytest.mark.parametrize("attn", ["packed", "sdpa"])
@@ -169,6 +169,46 @@ def test_positions_follow_from_borders(tiny_model, make_sample, pack):
         expected = model(**row).loss
         row.pop("position_ids")
         torch.testing.assert_close(model(**row).loss, expected)
+
+
+def reference_varlen(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """The contract of torch's varlen_attn, spelt out: (T, heads, D), window (left, right), -1 = unbounded."""
+    assert q.shape[1] == k.shape[1] or enable_gqa
+    assert cu_q.dtype == torch.int32 and isinstance(max_q, int) and max_q == int(cu_q.diff().max())
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    place = torch.arange(q.shape[0])
+    sample = (place[:, None] >= cu_q[1:].long()).sum(1)
+    distance = place[:, None] - place[None, :]
+    allowed = sample[:, None] == sample[None, :]
+    left, right = window_size
+    allowed &= (distance <= left) | (left < 0)
+    allowed &= (-distance <= right) | (right < 0)
+    scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(~allowed, -torch.inf).softmax(-1), v)
+
+
+def reference_flash(q, k, v, cu_q, cu_k, max_q, max_k, *, softmax_scale, causal, window_size):
+    """flash-attn's variable-length function: causal is a flag of its own."""
+    left, right = window_size
+    window = (left, 0 if causal else right)
+    return reference_varlen(q, k, v, cu_q, cu_k, max_q, max_k, scale=softmax_scale, window_size=window, enable_gqa=True)
+
+
+@pytest.mark.parametrize("package", ["torch", "flash_attn"])
+@pytest.mark.parametrize(("causal", "window"), [(True, None), (False, None), (True, 4)])
+def test_gpu_kernels_are_called_by_their_contract(monkeypatch, causal, window, package):
+    """The branch that needs a GPU, with the kernel replaced by its documented meaning."""
+    monkeypatch.setattr(attention, "_has_varlen_kernel", lambda query: True)
+    monkeypatch.setattr(attention, "_flash_attn", lambda: reference_flash if package == "flash_attn" else None)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference_varlen)
+    row = pack_kwargs(torch.tensor([0, 7, 8, 19]), torch.device("cpu"))
+    q, k, v = (torch.randn(1, heads, 19, 8) for heads in (4, 2, 2))
+    shared = {"scaling": 0.3, "is_causal": causal, "sliding_window": window}
+    out, _ = packed_attention(torch.nn.Module(), q, k, v, None, **shared, **row)
+    plain, _ = packed_attention(torch.nn.Module(), q, k, v, None, **shared, packed_lengths=row["packed_lengths"])
+    assert out.shape == (1, 19, 4, 8)
+    torch.testing.assert_close(out, plain)
 
 
 def test_pack_kwargs_stay_on_the_host_as_numbers():
@@ -198,8 +238,6 @@ def test_registration_is_idempotent(tiny_model):
 
 
 def test_resolve_attention():
-    from internvl_chat.errors import ConfigError
-
     assert resolve_attention("auto", "cpu") == {"": "sdpa", "vision_config": "sdpa", "llm_config": "packed"}
     assert resolve_attention("eager", "cpu")["llm_config"] == "eager"
     with pytest.raises(ConfigError, match="did you mean 'packed'"):

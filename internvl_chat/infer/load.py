@@ -1,0 +1,137 @@
+"""A checkpoint folder -> all that answering needs: model, tokenizer, encoder, tile settings, stop ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from internvl_chat.constants import GROUNDING_TOKENS, SPECIAL_TOKENS
+from internvl_chat.data.template import Template, get_template
+from internvl_chat.data.tiles import ImageBackend, TileSettings
+from internvl_chat.data.tokens import Encoder
+from internvl_chat.errors import CheckpointError, ConfigError, nearest
+from internvl_chat.model.build import load_config, load_model, load_tokenizer
+from internvl_chat.model.chat import InternVLChatModel
+from internvl_chat.model.config import InternVLChatConfig
+
+DTYPES: dict[str, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model in eval mode with the very encoder and tile settings of its training.
+
+    ``stop_ids`` end an answer, ``hidden_ids`` are never shown in one, ``pad_id`` fills the short rows of a batch.
+    """
+
+    model: InternVLChatModel = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    encoder: Encoder = field(repr=False)
+    tiles: TileSettings
+    stop_ids: tuple[int, ...]
+    hidden_ids: frozenset[int]
+    pad_id: int
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    attn_implementation: str = "auto",
+    conv_style: str | None = None,
+    image_backend: ImageBackend = "torch",
+) -> Loaded:
+    """Loaded of a folder in the published layout.
+
+    ``device``: None = the accelerator if there is one, else the CPU. ``dtype``: a torch dtype, its name, "auto" (the
+    folder's own); None = bfloat16 on an accelerator, float32 on the CPU. ``conv_style``: template, None = the config's.
+    Raises CheckpointError for a folder that is no usable model, ConfigError for settings that cannot be used.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{path}: no such folder; give a model folder (config.json, tokenizer.json, *.safetensors)"
+        )
+    if not (folder / "config.json").is_file():
+        inside = sorted(str(found.parent) for found in folder.glob("*/config.json"))
+        hint = f"did you mean {inside[-1]}?" if inside else "it needs config.json, tokenizer.json, *.safetensors"
+        raise CheckpointError(f"{path}: not a model folder, there is no config.json in it; {hint}")
+    place = _resolve_device(device)
+    number_type = _resolve_dtype(dtype, place)
+    overrides = {"template": conv_style}
+    # What takes no time is checked before the weights are read.
+    config, tokenizer = load_config(folder, overrides), load_tokenizer(folder)
+    make_encoder(config, tokenizer)
+    model = load_model(folder, number_type, attn_implementation, place, overrides)
+    return assemble(model, tokenizer, image_backend)
+
+
+def assemble(model: InternVLChatModel, tokenizer: Any, image_backend: ImageBackend = "torch") -> Loaded:
+    """Loaded of a model that is in memory already, put into eval mode. Raises ConfigError without a template."""
+    encoder = make_encoder(model.config, tokenizer)
+    known = model.language_model.generation_config.eos_token_id
+    ends = [encoder.stop_id, tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])]
+    stop_ids = tuple(dict.fromkeys(int(end) for end in ends if end is not None))
+    pad = tokenizer.pad_token_id
+    if pad is None or pad == encoder.image_token_id:
+        pad = encoder.stop_id
+    return Loaded(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        encoder=encoder,
+        tiles=TileSettings.from_config(model.config, image_backend),
+        stop_ids=stop_ids,
+        hidden_ids=_special_ids(tokenizer, encoder.template) | {*stop_ids, pad},
+        pad_id=pad,
+    )
+
+
+def make_encoder(config: InternVLChatConfig, tokenizer: Any) -> Encoder:
+    """The encoder of a checkpoint. Raises ConfigError if it names no template, or one its tokenizer cannot write."""
+    if config.template is None:
+        raise ConfigError("the checkpoint names no template; say which one it was trained with: --conv_style")
+    return Encoder(tokenizer, get_template(config.template), config.num_image_token)
+
+
+def _special_ids(tokenizer: Any, template: Template) -> frozenset[int]:
+    """ids of all special tokens but those of grounding, which are part of an answer (and special in the releases)."""
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = set(tokenizer.convert_tokens_to_ids([*template.markers, *SPECIAL_TOKENS]))
+    shown = set(tokenizer.convert_tokens_to_ids([*GROUNDING_TOKENS]))
+    return frozenset((special | named | set(tokenizer.all_special_ids)) - shown)
+
+
+def _resolve_device(device: torch.device | str | None) -> torch.device:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device is None:
+        return accelerator or torch.device("cpu")
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {device!r} is not a device; legal: cpu, cuda, cuda:1, mps, ...") from error
+    here = torch.accelerator.device_count() if accelerator and accelerator.type == wanted.type else 0
+    if wanted.type != "cpu" and (wanted.index or 0) >= here:
+        found = f"{torch.accelerator.device_count()} x {accelerator.type}" if accelerator else "no accelerator"
+        raise ConfigError(f"--device {str(wanted)!r} is not on this machine ({found}); leave it out or use cpu")
+    return wanted
+
+
+def _resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | str:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype!r} is not usable{nearest(dtype, DTYPES)}; legal: auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]

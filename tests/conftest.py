@@ -1,0 +1,62 @@
+"""Shared by all tests: no hub, no user cache, one small data set, one tiny model per language model."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+ROOT = Path(__file__).parents[1]
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Indexes of the tests go to a folder of their own, also in the processes that tests start."""
+    os.environ["INTERNVL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny qwen2 chat model (tiles of 28 pixels, one image token each)."""
+    from internvl_chat.tools.tiny import make_tiny
+
+    return make_tiny(
+        tmp_path_factory.mktemp("models") / "tiny", "qwen2", image_size=28, vision_hidden=32, llm_hidden=32,
+        max_dynamic_patch=3,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def mixed_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Manifest of 8 lines: text only, one picture, two pictures, several rounds; answers of very different length."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("mixed")
+    draw = random.Random(0)
+    for number in range(6):
+        size = (draw.randint(20, 120), draw.randint(20, 120))
+        Image.new("RGB", size, tuple(draw.randrange(256) for _ in range(3))).save(folder / f"{number}.png")
+    lines = [
+        [None, "Say hello.", "Hello there, this is quite a long answer to a short question."],
+        ["0.png", "<image>\nWhat is it?", "A colour."],
+        [["1.png", "2.png"], "<image>\n<image>\nWhich?", "Two."],
+        [None, "Hi", "Ho", "Again, please?", "No, not again, never, not for all the tea in China."],
+        ["3.png", "<image>\nColour?", "Red", "Sure?", "Yes"],
+        [None, "1+1?", "2"],
+        ["4.png", "What do you see?", "Nothing at all but one single colour from left to right."],
+        ["5.png", "<image>\nSay a.", "a"],
+    ]
+    with (folder / "mixed.jsonl").open("w") as file:
+        for image, *texts in lines:
+            turns = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+            file.write(json.dumps({"conversations": turns, **({"image": image} if image else {})}) + "\n")
+    manifest = {"mixed": {"root": str(folder), "annotation": str(folder / "mixed.jsonl")}}
+    (folder / "mixed.json").write_text(json.dumps(manifest))
+    return folder / "mixed.json"

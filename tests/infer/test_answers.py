@@ -1,0 +1,175 @@
+"""Every way of asking gives the same greedy answer, and history is what was said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from internvl_chat.data.media import read_image
+from internvl_chat.data.record import Turn
+from internvl_chat.data.tiles import cut_tiles
+from internvl_chat.errors import ConfigError, DataError
+from internvl_chat.infer.chat import Chat, batch_answer
+from internvl_chat.infer.load import Loaded
+
+Seen = Callable[[Loaded], dict[str, list[torch.Tensor]]]
+LENGTH = {"max_new_tokens": 24}
+
+
+def plain_generate(loaded: Loaded, turns: list[Turn], pictures: list[Path], settings: object) -> str:
+    """The answer by the model's own ``generate`` and the tokenizer's own ``decode``, nothing of infer in it."""
+    tiles = [cut_tiles(read_image(picture), settings) for picture in pictures]
+    ids = loaded.encoder.encode_prompt(turns, [len(t) for t in tiles])
+    out = loaded.model.generate(
+        input_ids=torch.from_numpy(ids)[None],
+        pixel_values=torch.cat(tiles) if tiles else None,
+        do_sample=False,
+        eos_token_id=list(loaded.stop_ids),
+        **LENGTH,
+    )[0].tolist()
+    cut = next((number for number, token in enumerate(out) if token in loaded.stop_ids), len(out))
+    keep = {loaded.tokenizer.convert_tokens_to_ids(token) for token in ("<ref>", "</ref>", "<box>", "</box>")}
+    keep |= {loaded.tokenizer.convert_tokens_to_ids(token) for token in ("<quad>", "</quad>")}
+    special = {number for number, token in loaded.tokenizer.added_tokens_decoder.items() if token.special} - keep
+    return loaded.tokenizer.decode([token for token in out[:cut] if token not in special]).strip()
+
+
+def test_all_ways_of_asking_agree(loaded: Loaded, pictures: list[Path]) -> None:
+    """ask, the joined stream, a batch of one, a left-padded batch of all, and plain generate."""
+    items: list[tuple[str, list[Path]]] = [
+        ("What number is written?", pictures[:1]),
+        ("Tell me, without looking at anything at all, what is the sum of one and two?", []),
+        ("Which is larger, the first or the second?", pictures[:2]),
+        ("Is <image> the same as <image> ?", pictures[2:4]),
+        ("x", pictures[3:]),
+    ]
+    asked = [Chat(loaded).ask(question, images, **LENGTH) for question, images in items]
+    streamed = ["".join(Chat(loaded).ask(q, images, stream=True, **LENGTH)) for q, images in items]
+    assert streamed == asked
+    for size in (1, 2, 5):
+        assert batch_answer(loaded, items, size, **LENGTH) == asked
+    for (_, images), answer in zip(items, asked, strict=True):
+        chat = Chat(loaded)
+        assert chat.ask(_, images, **LENGTH) == answer
+        settings = loaded.tiles.shared_among(len(images))
+        assert plain_generate(loaded, list(chat.turns[:-1]), images, settings) == answer
+    assert len(set(asked)) == len(asked), "the model must look at its input for this test to mean anything"
+
+
+def test_rounds_equal_one_call_with_the_whole_conversation(loaded: Loaded, pictures: list[Path], seen: Seen) -> None:
+    """Pictures of the first round are seen in all; each is encoded once."""
+    calls = seen(loaded)
+    chat = Chat(loaded)
+    first = chat.ask("What is this?", pictures[:2], **LENGTH)
+    second = "".join(chat.ask("Are you sure?", stream=True, **LENGTH))
+    third = chat.ask("Why?", **LENGTH)
+    assert len(calls["tiles"]) == 1
+    assert [turn.text for turn in chat.turns[1::2]] == [first, second, third]
+    settings = loaded.tiles.shared_among(2)
+    for turns in (3, 5):
+        expected = plain_generate(loaded, list(chat.turns[:turns]), pictures[:2], settings)
+        assert chat.turns[turns].text == expected
+    assert Chat(loaded).ask("Why?", **LENGTH) != third, "history must matter for this test to mean anything"
+
+
+def test_pictures_of_a_later_round_are_added(qwen: Loaded, pictures: list[Path], seen: Seen) -> None:
+    calls = seen(qwen)
+    chat = Chat(qwen)
+    chat.ask("Hello", max_new_tokens=3)
+    chat.ask("First", pictures[:1], max_new_tokens=3)
+    answer = chat.ask("Second", pictures[1:2], **LENGTH)
+    assert [len(tiles) for tiles in calls["tiles"]] == list(chat._said.tiles)
+    assert answer == plain_generate(qwen, list(chat.turns[:-1]), pictures[:2], qwen.tiles)
+
+
+def test_clear_forgets_all_but_the_system_message(qwen: Loaded, pictures: list[Path]) -> None:
+    chat = Chat(qwen, "Be brief.")
+    fresh = chat.ask("What?", **LENGTH)
+    chat.ask("And this?", pictures[:1], **LENGTH)
+    chat.clear()
+    assert chat.turns == (Turn("system", "Be brief."),)
+    assert chat.ask("What?", **LENGTH) == fresh
+    assert Chat(qwen).ask("What?", **LENGTH) != fresh
+
+
+def test_a_single_picture_needs_no_list(qwen: Loaded, pictures: list[Path]) -> None:
+    expected = Chat(qwen).ask("What?", pictures[:1], **LENGTH)
+    assert Chat(qwen).ask("What?", str(pictures[0]), **LENGTH) == expected
+    assert Chat(qwen).ask("What?", Image.open(pictures[0]), **LENGTH) == expected
+    assert batch_answer(qwen, [("What?", pictures[0])], **LENGTH) == [expected]
+    assert batch_answer(qwen, []) == []
+
+
+def test_many_tiles_go_through_the_tower_in_parts(
+    qwen: Loaded, pictures: list[Path], seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Chat(qwen).ask("What?", pictures[:3], **LENGTH)
+    monkeypatch.setattr("internvl_chat.infer.pictures.TILES_AT_ONCE", 2)
+    calls = seen(qwen)
+    assert Chat(qwen).ask("What?", pictures[:3], **LENGTH) == whole
+    assert max(len(tiles) for tiles in calls["tiles"]) == 2
+
+
+def test_sampling_follows_the_seed_and_temperature_zero_is_greedy(qwen: Loaded) -> None:
+    greedy = Chat(qwen).ask("Tell me a story", **LENGTH)
+    assert Chat(qwen).ask("Tell me a story", temperature=0, top_p=0.5, **LENGTH) == greedy
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(Chat(qwen).ask("Tell me a story", temperature=2.0, **LENGTH))
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0] != greedy
+
+
+@pytest.mark.parametrize(
+    ("generation", "message"),
+    [
+        ({"temperature": -1}, "temperature -1 is negative"),
+        ({"temperature": 1.0, "top_p": 0}, "top_p 0 is not in"),
+        ({"max_new_tokens": 0}, "leaves no room"),
+        ({"num_return_sequences": 2}, "'num_return_sequences' cannot be set"),
+    ],
+)
+def test_bad_arguments(qwen: Loaded, generation: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Chat(qwen).ask("What?", **generation)
+
+
+@pytest.mark.parametrize(
+    ("question", "number", "message"),
+    [
+        ("What is <image>?", 0, "has 1 <image> but no picture is given"),
+        ("<image> <image>", 1, "2 <image> in the question, pictures given: 1"),
+        ("<image>", 2, "1 <image> in the question, pictures given: 2"),
+    ],
+)
+def test_tags_and_pictures_must_match(
+    qwen: Loaded, pictures: list[Path], question: str, number: int, message: str
+) -> None:
+    chat = Chat(qwen)
+    with pytest.raises(DataError, match=message):
+        chat.ask(question, pictures[:number])
+    assert chat.turns == ()
+    with pytest.raises(DataError, match=f"item 1: .*{message}"):
+        batch_answer(qwen, [("fine", []), (question, pictures[:number])])
+
+
+def test_bad_pictures(qwen: Loaded, tmp_path: Path, pictures: list[Path]) -> None:
+    missing, text, cut = tmp_path / "no.png", tmp_path / "text.png", tmp_path / "cut.png"
+    text.write_text("not a picture")
+    cut.write_bytes(pictures[0].read_bytes()[:-200])
+    for path, message in ((missing, "does not exist; check the path"), (text, "cannot be opened"), (cut, "cannot be")):
+        with pytest.raises(DataError, match=message) as caught:
+            Chat(qwen).ask("What?", [path])
+        assert path.name in str(caught.value)
+        assert "manifest" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(DataError, match=f"item 1: .*{message}"):
+            batch_answer(qwen, [("What?", pictures[:1]), ("What?", [path])])
+    with pytest.raises(DataError, match="floats"):
+        Chat(qwen).ask("What?", [Image.fromarray(np.zeros((8, 8), np.float32))])

@@ -1,0 +1,81 @@
+"""Training runs for tests: in processes of their own, several in a row to pay for the imports once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+BASE = {
+    "max_seq_length": 400,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_num_workers": 0,
+    "learning_rate": 0.01,
+    "grad_checkpoint": False,
+}
+
+
+def flags(model: Path, data: Path, out: Path, **changes: Any) -> list[str]:
+    """Command line of a short run."""
+    values = {"model_name_or_path": model, "meta_path": data, "output_dir": out, **BASE, **changes}
+    return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def run_all(jobs: Sequence[Sequence[str]], processes: int = 1, timeout: int = 300) -> str:
+    """Run the command lines one after the other in the same process(es); returns what they printed.
+
+    A job ``["copy", source, target]`` copies a folder between two runs.
+    """
+    command = [sys.executable, "-u", __file__, json.dumps([list(job) for job in jobs])]
+    if processes > 1:
+        command[1:2] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment())
+    output = done.stdout + done.stderr
+    (Path(os.environ.get("INTERNVL_TEST_LOG", os.devnull))).write_text(output)
+    assert done.returncode == 0, output[-6000:]
+    return output
+
+
+def environment() -> dict[str, str]:
+    """One thread per process: two cores are all there are, and sums come out the same each time."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def losses(out: Path) -> list[float]:
+    return [record["loss"] for record in log_of(out) if "loss" in record]
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
+
+
+def weights(out: Path) -> dict[str, Any]:
+    return load_file(out / "model.safetensors")
+
+
+def main() -> None:
+    from accelerate.state import AcceleratorState
+
+    from internvl_chat.train.main import train
+
+    for job in json.loads(sys.argv[1]):
+        if job[0] == "copy":
+            if os.environ.get("RANK", "0") == "0":
+                shutil.copytree(job[1], job[2])
+            continue
+        train(job)
+        AcceleratorState._reset_state()
+
+
+if __name__ == "__main__":
+    main()
