@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from internvl_chat import __version__
-from internvl_chat.errors import InternVLError
+from internvl_chat.errors import ConfigError, InternVLError
 
 # Command -> (module with add_arguments(parser) and run(args), one line of help).
 TOOLS = {
@@ -21,7 +22,9 @@ TOOLS = {
 
 def make_parser() -> argparse.ArgumentParser:
     """Parser of all commands; ``train`` has its own, shown by ``internvl train --help``."""
-    parser = argparse.ArgumentParser(prog="internvl", description="Train and use InternVL-family vision-language models.")
+    parser = argparse.ArgumentParser(
+        prog="internvl", description="Train and use InternVL-family vision-language models."
+    )
     parser.add_argument("--version", action="version", version=f"internvl_chat {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("train", help="train a model; `internvl train --help` lists its flags", add_help=False)
@@ -36,13 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv[:1] == ["train"]:
+            import_module("internvl_chat.train.dist").prepare_environment(argv[1:])
             import_module("internvl_chat.train.main").train(argv[1:])
             return 0
         args = make_parser().parse_args(argv)
         module, _ = TOOLS[args.command]
         return import_module(module).run(args) or 0
     except InternVLError as error:
-        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))
+        if rank == 0 or not isinstance(error, ConfigError):  # all ranks read the same flags: one of them says it
+            label = f"[rank {rank}] error" if rank else "error"
+            print("\n".join(f"{label}: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -17,7 +17,7 @@ class TrainArguments(TrainingArguments):
         default=False,
         metadata={"help": "Start again in a folder that is in use: its checkpoints are deleted. False: resume."},
     )
-    report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "Where metrics go."})
+    report_to: str | list[str] | None = field(default="tensorboard", metadata={"help": "Where metrics go."})
     per_device_train_batch_size: int = field(
         default=1, metadata={"help": "Packs (packed) or samples (padded) per device and micro-batch."}
     )

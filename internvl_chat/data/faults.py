@@ -30,7 +30,6 @@ class FaultCode(IntEnum):
     TOO_MANY_TILES = 11
     UNSUPPORTED = 12
     STALE = 13
-    NO_SUPERVISION = 14
 
 
 # What may have changed on disk since the index was built although the annotation is the same.
@@ -65,9 +64,8 @@ class FaultRecord:
 
     @classmethod
     def of(cls, fault: Fault, address: Address, file: Path, stage: str) -> FaultRecord:
-        return cls(
-            address.dataset, str(file), address.line + 1, address.epoch, stage, fault.code.name, fault.reason, fault.mend
-        )
+        where = (address.dataset, str(file), address.line + 1, address.epoch)
+        return cls(*where, stage, fault.code.name, fault.reason, fault.mend)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}; {self.mend}"
@@ -89,7 +87,7 @@ class Ledger:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
 
 
@@ -102,7 +100,8 @@ def check_fault_share(dataset: str, faults: int, lines: int, limit: float, first
     raise DataError(
         "\n".join(
             [
-                f"data set {dataset!r}: {faults} of {lines} lines cannot be used, more than --max_fault_share {limit:g}:",
+                f"data set {dataset!r}: {faults} of {lines} lines cannot be used, "
+                f"more than --max_fault_share {limit:g}:",
                 *shown,
                 *more,
                 "mend these lines, or raise --max_fault_share to leave them out (they are listed in faults.jsonl)",

@@ -12,6 +12,10 @@ from internvl_chat.errors import nearest
 
 Role = Literal["system", "human", "gpt"]
 ROLES: tuple[Role, ...] = ("system", "human", "gpt")
+_SHAPE = "a list of {'from': 'human'|'gpt', 'value': text}"
+# What other tools write instead.
+_ALIASES = {"from": ("role", "From", "speaker"), "value": ("text", "content", "Value", "message")}
+_ROLE_ALIASES = {"user": "human", "assistant": "gpt", "human": "human", "gpt": "gpt", "system": "system"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ def parse_record(line: bytes | str) -> Record:
         raise Fault(
             FaultCode.PLACEHOLDERS,
             f"{tags} {IMAGE_PLACEHOLDER} in the human turns but {len(images)} pictures in 'image'",
-            f"write {IMAGE_PLACEHOLDER} once per picture",
+            f"write {IMAGE_PLACEHOLDER} once per picture, in human turns",
         )
     return Record(turns, images)
 
@@ -53,14 +57,31 @@ def _parse_json(line: bytes | str) -> dict[str, Any]:
         data = json.loads(text)
     except UnicodeDecodeError as error:
         raise Fault(FaultCode.NOT_JSON, f"not UTF-8 ({error.reason})", "save the file as UTF-8") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # plain ValueError: a number of thousands of digits
         what = "blank line" if not text.strip() else f"not JSON ({error})"
-        raise Fault(FaultCode.NOT_JSON, what, "write one JSON object per line (JSONL), no array, no line breaks") from error
+        mend = "write one JSON object per line (JSONL), no array, no line breaks"
+        raise Fault(FaultCode.NOT_JSON, what, mend) from error
     if not isinstance(data, dict):
         raise Fault(
             FaultCode.NOT_JSON, f"a JSON {type(data).__name__}, not an object", "write one JSON object per line (JSONL)"
         )
     return data
+
+
+def _show(value: Any) -> str:
+    """A value for a message: its start, if it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _check_text(where: str, text: str) -> None:
+    """Raise Fault for half a surrogate pair (an emoji cut in two), which no tokenizer and no file system takes."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = text[error.start]
+            raise Fault(FaultCode.TURN, f"{where} holds half a character ({half!a})", "write it whole or remove it") from error
 
 
 def _read_images(data: dict[str, Any]) -> tuple[str, ...]:
@@ -71,17 +92,19 @@ def _read_images(data: dict[str, Any]) -> tuple[str, ...]:
         return ()
     images = [value] if isinstance(value, str) else value
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
-        raise Fault(FaultCode.CONVERSATIONS, f"key 'image' holds {value!r}", "give a path or a list of paths")
+        raise Fault(FaultCode.CONVERSATIONS, f"key 'image' holds {_show(value)}", "give a path or a list of paths")
+    for image in images:
+        _check_text("key 'image'", image)
     return tuple(images)
 
 
 def _read_turns(data: dict[str, Any]) -> tuple[Turn, ...]:
     if "conversations" not in data:
-        hint = nearest("conversations", data) or "; it is a list of {'from': 'human'|'gpt', 'value': text}"
-        raise Fault(FaultCode.CONVERSATIONS, "key 'conversations' is missing", f"add it{hint}")
+        mend = f"rename one{hint}" if (hint := nearest("conversations", data)) else f"add it, {_SHAPE}"
+        raise Fault(FaultCode.CONVERSATIONS, "key 'conversations' is missing", mend)
     conversations = data["conversations"]
     if not isinstance(conversations, list) or not conversations:
-        raise Fault(FaultCode.CONVERSATIONS, "key 'conversations' is not a list with turns", "add a human and a gpt turn")
+        raise Fault(FaultCode.CONVERSATIONS, "key 'conversations' holds no turns", f"make it {_SHAPE}")
     turns = tuple(_read_turn(number, turn) for number, turn in enumerate(conversations))
     _check_order(turns)
     return turns
@@ -93,15 +116,16 @@ def _read_turn(number: int, turn: Any) -> Turn:
         raise Fault(FaultCode.TURN, f"{where} is not an object", "write {'from': 'human'|'gpt', 'value': text}")
     for key in ("from", "value"):
         if key not in turn:
-            other = next((name for name in ("text", "content", "role", *turn) if name in turn and name not in ("from", "value")), None)
+            other = next((name for name in _ALIASES[key] if name in turn), None)
             mend = f"rename {other!r} to {key!r}" if other else f"add {key!r}"
             raise Fault(FaultCode.TURN, f"{where} has no key {key!r}", mend)
     if not isinstance(turn["value"], str):
-        raise Fault(FaultCode.TURN, f"{where}['value'] is {turn['value']!r}, not a text", "put it in quotes")
+        raise Fault(FaultCode.TURN, f"{where}['value'] is {_show(turn['value'])}, not a text", "give a text in quotes")
     if turn["from"] not in ROLES:
-        alias = {"user": "human", "assistant": "gpt"}.get(str(turn["from"]).lower())
+        alias = _ROLE_ALIASES.get(str(turn["from"]).lower())
         mend = f"write {alias!r}" if alias else f"use one of {', '.join(ROLES)}"
-        raise Fault(FaultCode.TURN, f"{where}['from'] is {turn['from']!r}", mend)
+        raise Fault(FaultCode.TURN, f"{where}['from'] is {_show(turn['from'])}", mend)
+    _check_text(f"{where}['value']", turn["value"])
     return Turn(turn["from"], turn["value"])
 
 
@@ -116,7 +140,8 @@ def _check_order(turns: tuple[Turn, ...]) -> None:
                 "let human and gpt alternate, human first, one system turn at most, at the start",
             )
         if turn.role == "gpt" and not turn.text.strip():
-            raise Fault(FaultCode.EMPTY_ANSWER, f"conversations[{number}] is an empty answer", "write one or remove the turns")
+            where = f"conversations[{number}]"
+            raise Fault(FaultCode.EMPTY_ANSWER, f"{where} is an empty answer", "write one or remove the turns")
     if turns[-1].role != "gpt":
         raise Fault(FaultCode.TURN_ORDER, "the conversation does not end with a gpt turn", "add the answer")
 

@@ -10,7 +10,6 @@ from internvl_chat.data.faults import Fault, FaultCode
 def resolve_media(root: str, name: str) -> Path:
     """Path of a picture. An absolute ``name`` ignores the root, as in the original. Raises Fault for remote ones."""
     if "://" in name or "://" in root:
-        raise Fault(
-            FaultCode.UNSUPPORTED, f"picture {name!r} under root {root!r} is remote", "copy the pictures to a local folder"
-        )
+        what = f"picture {name!r} under root {root!r} is remote"
+        raise Fault(FaultCode.UNSUPPORTED, what, "copy the pictures to a local folder")
     return Path(root) / name

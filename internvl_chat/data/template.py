@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from internvl_chat.errors import ConfigError, nearest
 
@@ -78,6 +79,17 @@ _ALL = (
     ),
 )
 TEMPLATES: dict[str, Template] = {template.name: template for template in _ALL}
+
+
+def template_of(config: Any) -> Template:
+    """The template that a checkpoint's config names, with the system message that it sets, if it sets one.
+
+    ``config`` is any object with ``template`` and ``system_message``. Raises ConfigError if it names none.
+    """
+    if config.template is None:
+        raise ConfigError("the checkpoint names no template; say which one it was trained with: --conv_style")
+    template = get_template(config.template)
+    return template if config.system_message is None else replace(template, system_message=config.system_message)
 
 
 def get_template(name: str) -> Template:

@@ -94,9 +94,12 @@ def count_tiles(width: int, height: int, settings: TileSettings) -> int:
 def cut_tiles(image: Image.Image, settings: TileSettings, rng: np.random.Generator | None = None) -> torch.Tensor:
     """Tiles of an RGB picture, row by row, whole-picture thumbnail last: uint8 (N, 3, S, S).
 
-    ``rng`` switches the training augmentation on: each tile goes through JPEG at a quality drawn from 75..100.
+    ``rng`` switches the training augmentation on: each tile, or the untiled picture, goes through JPEG at a quality
+    drawn from 75..100.
     """
-    if settings.pad2square and rng is None and not settings.dynamic:
+    if not settings.dynamic and rng is not None:
+        image = _recompress(image, rng)
+    elif not settings.dynamic and settings.pad2square:
         image = _pad_to_square(image, settings.mean)
     columns, rows = choose_grid(*image.size, settings)
     size = settings.size
@@ -104,8 +107,9 @@ def cut_tiles(image: Image.Image, settings: TileSettings, rng: np.random.Generat
     tiles = resized.reshape(3, rows, size, columns, size).permute(1, 3, 0, 2, 4).reshape(-1, 3, size, size)
     if settings.thumbnail and columns * rows > 1:
         tiles = torch.cat([tiles, _resize(image, size, size, settings.backend)[None]])
-    if rng is not None:
-        tiles = torch.stack([_recompress(tile, int(rng.integers(JPEG_QUALITIES[0], JPEG_QUALITIES[1] + 1))) for tile in tiles])
+    if settings.dynamic and rng is not None:
+        pictures = [Image.fromarray(tile.permute(1, 2, 0).numpy()) for tile in tiles]
+        tiles = torch.stack([_to_tensor(_recompress(picture, rng)) for picture in pictures])
     return tiles.contiguous()
 
 
@@ -133,7 +137,7 @@ def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Imag
     return square
 
 
-def _recompress(tile: torch.Tensor, quality: int) -> torch.Tensor:
+def _recompress(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     buffer = io.BytesIO()
-    Image.fromarray(tile.permute(1, 2, 0).numpy()).save(buffer, format="JPEG", quality=quality)
-    return _to_tensor(Image.open(buffer).convert("RGB"))
+    image.save(buffer, format="JPEG", quality=int(rng.integers(JPEG_QUALITIES[0], JPEG_QUALITIES[1] + 1)))
+    return Image.open(buffer).convert("RGB")

@@ -28,7 +28,7 @@ from internvl_chat.constants import (
     SPECIAL_TOKENS,
 )
 from internvl_chat.data.record import Turn
-from internvl_chat.data.template import Template
+from internvl_chat.data.template import Template, template_of
 from internvl_chat.errors import ConfigError
 
 _GROUNDING = re.compile("(" + "|".join(map(re.escape, GROUNDING_TOKENS)) + ")")
@@ -57,6 +57,11 @@ class Encoder:
         self._bos = _find_bos(tokenizer)
         self._marker_pattern = re.compile("(" + "|".join(map(re.escape, template.markers)) + ")")
         self._encode_cached = lru_cache(maxsize=4096)(self._encode_plain)
+
+    @classmethod
+    def from_config(cls, tokenizer: Any, config: Any) -> Encoder:
+        """The encoder of a checkpoint. ``config``: its chat config (template, system_message, num_image_token)."""
+        return cls(tokenizer, template_of(config), config.num_image_token)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_encode_cached"}

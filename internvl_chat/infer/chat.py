@@ -60,7 +60,7 @@ class Chat:
 
     def clear(self) -> None:
         """Forget all rounds and pictures; the system message stays."""
-        self._said = Conversation()
+        self._said = self._start
 
     @overload
     def ask(

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from internvl_chat.constants import GROUNDING_TOKENS, SPECIAL_TOKENS
-from internvl_chat.data.template import Template, get_template
+from internvl_chat.data.template import Template
 from internvl_chat.data.tiles import ImageBackend, TileSettings
 from internvl_chat.data.tokens import Encoder
 from internvl_chat.errors import CheckpointError, ConfigError, nearest
 from internvl_chat.model.build import load_config, load_model, load_tokenizer
 from internvl_chat.model.chat import InternVLChatModel
-from internvl_chat.model.config import InternVLChatConfig
 
 DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
@@ -72,14 +71,14 @@ def load(
     overrides = {"template": conv_style}
     # What takes no time is checked before the weights are read.
     config, tokenizer = load_config(folder, overrides), load_tokenizer(folder)
-    make_encoder(config, tokenizer)
+    Encoder.from_config(tokenizer, config)
     model = load_model(folder, number_type, attn_implementation, place, overrides)
     return assemble(model, tokenizer, image_backend)
 
 
 def assemble(model: InternVLChatModel, tokenizer: Any, image_backend: ImageBackend = "torch") -> Loaded:
     """Loaded of a model that is in memory already, put into eval mode. Raises ConfigError without a template."""
-    encoder = make_encoder(model.config, tokenizer)
+    encoder = Encoder.from_config(tokenizer, model.config)
     known = model.language_model.generation_config.eos_token_id
     ends = [encoder.stop_id, tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])]
     stop_ids = tuple(dict.fromkeys(int(end) for end in ends if end is not None))
@@ -95,13 +94,6 @@ def assemble(model: InternVLChatModel, tokenizer: Any, image_backend: ImageBacke
         hidden_ids=_special_ids(tokenizer, encoder.template) | {*stop_ids, pad},
         pad_id=pad,
     )
-
-
-def make_encoder(config: InternVLChatConfig, tokenizer: Any) -> Encoder:
-    """The encoder of a checkpoint. Raises ConfigError if it names no template, or one its tokenizer cannot write."""
-    if config.template is None:
-        raise ConfigError("the checkpoint names no template; say which one it was trained with: --conv_style")
-    return Encoder(tokenizer, get_template(config.template), config.num_image_token)
 
 
 def _special_ids(tokenizer: Any, template: Template) -> frozenset[int]:

@@ -17,9 +17,7 @@ class TrueEpoch(TrainerCallback):
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         state.epoch = self.schedule.epoch_at(state.global_step)
 
 

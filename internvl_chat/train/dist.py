@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar, cast
 
@@ -18,15 +18,21 @@ T = TypeVar("T")
 _DEFAULTS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
 
-def prepare_environment(uses_deepspeed: bool) -> None:
-    """Make a plain ``python`` run look like one process of torchrun to DeepSpeed, which knows nothing less."""
-    if not uses_deepspeed:
+def prepare_environment(argv: Sequence[str]) -> None:
+    """Environment of a run with these flags, set before DeepSpeed is imported; what the user has set stays.
+
+    A plain ``python`` run with DeepSpeed is made to look like one process of torchrun, since it knows nothing less.
+    """
+    on_cpu = not torch.accelerator.is_available()
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if not any(word.startswith("--deepspeed") for word in argv):
         return
     if "RANK" not in os.environ:
         os.environ.update(_DEFAULTS)
         os.environ["MASTER_PORT"] = str(_free_port())
-    if not torch.accelerator.is_available():
-        # On a CPU DeepSpeed would compile a shared-memory collective with g++ at start-up; gloo does the work as well.
+    if on_cpu:
+        # DeepSpeed would compile a shared-memory collective with g++ at start-up; gloo does the work as well.
         import deepspeed
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,4 +1,4 @@
-"""``internvl train``: reads like a table of contents. Everything a user can get wrong is found before the model loads."""
+"""``internvl train``, read like a table of contents. What a user can get wrong is found before the model loads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
     """One training run, from flags to a model folder in ``--output_dir``. Raises InternVLError on user errors."""
     setup_logging()
     library_logging.set_verbosity_warning()
-    dist.prepare_environment(uses_deepspeed=any("deepspeed" in word for word in argv))
+    library_logging.disable_progress_bar()
+    dist.prepare_environment(argv)
     model_args, data_args, args, notes = parse_arguments(argv)
     for note in notes:
         log.info("%s", note)
@@ -41,7 +42,8 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
         output_dir.mkdir(parents=True, exist_ok=True)
         if resume is None:
             state.remove_checkpoints(output_dir)
-            (output_dir / "faults.jsonl").unlink(missing_ok=True)
+            for old in output_dir.glob("faults*.jsonl"):
+                old.unlink()
     with dist.local_main_first():
         ledger = Ledger(output_dir / "faults.jsonl" if dist.rank() == 0 and resume is None else None)
         corpus = setup.build_corpus(config, tokenizer, data_args, args.seed, ledger)
@@ -96,4 +98,5 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     trainer.save_model()
     trainer.save_state()
+    log.info("the model is in %s; try it: internvl chat %s", output_dir, output_dir)
     return trainer

@@ -20,7 +20,7 @@ from internvl_chat.data.loader import MicroBatches, Place
 from internvl_chat.data.manifest import load_manifest
 from internvl_chat.data.plan.schedule import Cost, PlanSettings, Schedule
 from internvl_chat.data.sample import Limits, SampleMaker
-from internvl_chat.data.template import get_template
+from internvl_chat.data.template import template_of
 from internvl_chat.data.tiles import TileSettings
 from internvl_chat.data.tokens import Encoder
 from internvl_chat.errors import ConfigError
@@ -58,9 +58,7 @@ def read_config(model: ModelArguments, data: DataArguments) -> InternVLChatConfi
             f"--down_sample_ratio {data.down_sample_ratio} contradicts the checkpoint, whose projector is made for "
             f"{config.downsample_ratio}; leave the flag out"
         )
-    if config.template is None:
-        raise ConfigError("the checkpoint names no template; say which one it was trained with: --conv_style")
-    get_template(config.template)
+    template_of(config)
     return config
 
 
@@ -68,10 +66,9 @@ def build_corpus(
     config: InternVLChatConfig, tokenizer: Any, data: DataArguments, seed: int, ledger: Ledger | None
 ) -> Corpus:
     """Manifest -> indexed corpus. Raises ConfigError or DataError with all that is wrong."""
-    template = get_template(config.template)
     max_tiles = data.num_images_expected if data.use_packed_ds else _NO_LIMIT
     maker = SampleMaker(
-        Encoder(tokenizer, template, config.num_image_token),
+        Encoder.from_config(tokenizer, config),
         TileSettings.from_config(config, data.image_backend),
         Limits(data.max_seq_length, max_tiles),
         seed,
@@ -129,17 +126,13 @@ class Run:
     num_steps: int
 
 
-def build_batches(
-    corpus: Corpus, schedule: Schedule, args: TrainArguments, run: Run, pad_id: int
-) -> MicroBatches:
+def build_batches(corpus: Corpus, schedule: Schedule, args: TrainArguments, run: Run, pad_id: int) -> MicroBatches:
     """This rank's share of the run."""
     place = Place(dist.rank(), dist.world_size(), args.gradient_accumulation_steps)
     return MicroBatches(corpus, schedule, place, run.first_step, run.num_steps, pad_id)
 
 
-def build_model(
-    model: ModelArguments, data: DataArguments, args: TrainArguments
-) -> InternVLChatModel:
+def build_model(model: ModelArguments, data: DataArguments, args: TrainArguments) -> InternVLChatModel:
     """Load the checkpoint. bf16 weights only where DeepSpeed keeps fp32 masters of them; else fp32 and autocast."""
     dtype = torch.bfloat16 if args.bf16 and args.deepspeed else torch.float32
     return load_model(

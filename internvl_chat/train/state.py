@@ -47,11 +47,13 @@ def read_marker(checkpoint: Path) -> DataState:
         return DataState(**json.loads((checkpoint / MARKER).read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{checkpoint} is not a complete checkpoint ({MARKER} is missing): it was interrupted while being saved, or "
+            f"{checkpoint} is not a complete checkpoint ({MARKER} is missing): its saving was interrupted, or it "
             "is a model folder; resume from another, or start from it with --model_name_or_path"
         ) from error
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint / MARKER} cannot be read ({error}); resume from another checkpoint") from error
+        raise CheckpointError(
+            f"{checkpoint / MARKER} cannot be read ({error}); resume from another checkpoint"
+        ) from error
 
 
 def find_resume(output_dir: Path, overwrite: bool, requested: str | None) -> Path | None:
@@ -72,7 +74,9 @@ def find_resume(output_dir: Path, overwrite: bool, requested: str | None) -> Pat
     if requested and requested.lower() == "true":
         raise ConfigError(f"--resume_from_checkpoint True: no complete checkpoint in {output_dir}")
     leftovers = [path.name for path in output_dir.iterdir()] if output_dir.is_dir() else []
-    if any(name == "config.json" or _NAME.search(name) is None and name.endswith(".safetensors") for name in leftovers):
+    if any(
+        name == "config.json" or (_NAME.search(name) is None and name.endswith(".safetensors")) for name in leftovers
+    ):
         raise ConfigError(
             f"--output_dir {output_dir} already holds a model but no checkpoint to resume from; choose another folder, "
             "or start again in it with --overwrite_output_dir True"
@@ -90,8 +94,8 @@ def check_same_run(checkpoint: Path, state: DataState) -> None:
     ]
     if differing:
         raise CheckpointError(
-            f"{checkpoint} cannot be resumed exactly, the data plan differs ({'; '.join(differing)}); packs_per_step is "
-            "ranks x accumulation x batch size, plan a hash of data, tokenizer and budgets; restore them, or start "
+            f"{checkpoint} cannot be resumed exactly, the data plan differs ({'; '.join(differing)}); packs_per_step "
+            "is ranks x accumulation x batch size, plan a hash of data, tokenizer and budgets; restore them, or start "
             "again from its weights with --model_name_or_path and a new --output_dir"
         )
 

@@ -1,29 +1,31 @@
 """Subclass of transformers' Trainer: own batches, one loss denominator per optimizer step, exact resume.
 
-The whole run is one pass over a loader that knows its length, so the number of steps, the learning rate schedule and the
-time left are exact. Only methods meant for it are overridden.
+The whole run is one pass over a loader that knows its length, so the number of steps, the learning rate schedule and
+the time left are exact. Only methods meant for it are overridden.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.batch import Batch
 from internvl_chat.data.faults import Ledger
 from internvl_chat.data.loader import MicroBatches, make_loader
-from internvl_chat.data.template import get_template
+from internvl_chat.data.template import template_of
 from internvl_chat.errors import DataError
 from internvl_chat.model.build import save_model_folder
+from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.loss import token_weights
 from internvl_chat.train import dist
 from internvl_chat.train.metrics import COLUMNS, Meter, step_counts
@@ -57,7 +59,9 @@ class InternVLTrainer(Trainer):
         self.max_faults = max_faults
         self.plan_id = plan_id
         self.meter = Meter(dist.world_size())
-        self.last_addresses: list[str] = []
+        self._step_loss = torch.zeros(())
+        self._step_samples: list[str] = []
+        self.add_callback(_CheckStep(self))
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -85,7 +89,10 @@ class InternVLTrainer(Trainer):
         padded = sum(batch.input_ids.numel() for batch in batches)
         capacity = settings.max_tokens * self.args.per_device_train_batch_size * len(batches)
         counts = step_counts(
-            batches, sum(float(weight.double().sum()) for weight in weights), capacity if settings.packed else padded, waited
+            batches,
+            sum(float(weight.double().sum()) for weight in weights),
+            capacity if settings.packed else padded,
+            waited,
         )
         counts = dist.sum_over_ranks(counts, device)
         self.meter.add(counts)
@@ -94,7 +101,7 @@ class InternVLTrainer(Trainer):
                 f"{self.meter.faults_in_all} samples could not be loaded, more than --max_fault_share allows "
                 f"({self.max_faults}); they are listed in {self.ledger.path}"
             )
-        self.last_addresses = [f"{a.dataset}:{a.line + 1}" for batch in batches for a in batch.addresses]
+        self._step_samples = [f"{a.dataset}:{a.line + 1}" for batch in batches for a in batch.addresses]
         denominator = counts[COLUMNS.index("weight")].to(device, torch.float32)
         return list(zip(batches, weights, strict=True)), denominator
 
@@ -120,12 +127,17 @@ class InternVLTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise DataError(
-                f"loss is {loss.item()} at step {self.state.global_step + 1} on rank {dist.rank()}; samples of this step: "
-                f"{', '.join(self.last_addresses)}; look at them, lower --learning_rate, or use bf16 instead of fp16"
-            )
+        self._step_loss = self._step_loss + loss
         return loss
+
+    def check_step(self) -> None:
+        """Raise DataError unless the loss of the step that just ended is finite. One device sync per step."""
+        loss, self._step_loss = float(self._step_loss), torch.zeros(())
+        if not math.isfinite(loss):
+            raise DataError(
+                f"loss is {loss} at step {self.state.global_step} on rank {dist.rank()}; samples of this step: "
+                f"{', '.join(self._step_samples)}; look at them, lower --learning_rate, or use bf16 instead of fp16"
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add this project's rates to what is logged after a step."""
@@ -139,10 +151,10 @@ class InternVLTrainer(Trainer):
         """Write a model folder that loads by itself. Called on the main process with the gathered weights."""
         if not self.args.should_save:
             return
-        template = get_template(self.model.config.template)
-        stop = self.processing_class.convert_tokens_to_ids(template.stop)  # type: ignore[union-attr]
+        model, tokenizer = cast("InternVLChatModel", self.model), cast("Any", self.processing_class)
+        stop = tokenizer.convert_tokens_to_ids(template_of(model.config).stop)
         folder = Path(output_dir or str(self.args.output_dir))
-        save_model_folder(self.model, self.processing_class, folder, state_dict=state_dict, stop_token_ids=[stop])
+        save_model_folder(model, tokenizer, folder, state_dict=state_dict, stop_token_ids=[stop])
 
     def data_state(self) -> DataState:
         """What a resumed run must share with this one."""
@@ -158,3 +170,13 @@ class InternVLTrainer(Trainer):
             if self._keep_checkpoints:
                 remove_checkpoints(output_dir, keep=self._keep_checkpoints, only_complete=True)
         dist.barrier()
+
+
+class _CheckStep(TrainerCallback):
+    """Looks at the loss before anything of the step is logged or saved."""
+
+    def __init__(self, trainer: InternVLTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._trainer.check_step()

@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from internvl_chat.config.train import TrainArguments
+from internvl_chat.data.address import Address
 from internvl_chat.data.batch import Batch, pad_batch
 from internvl_chat.data.faults import Ledger
 from internvl_chat.data.loader import MicroBatches
 from internvl_chat.data.manifest import DatasetSpec
 from internvl_chat.data.sample import Limits, SampleMaker
-from internvl_chat.data.address import Address
 from internvl_chat.data.template import get_template
 from internvl_chat.data.tiles import TileSettings
 from internvl_chat.data.tokens import Encoder
@@ -90,7 +89,10 @@ class GoldenBatches(MicroBatches):
         samples = [self.maker.load(LINES[row].encode(), self.spec, Address("golden", row)) for row in rows]
         if not self.defects:
             return pad_batch(samples, pad_id=0)
-        white = [replace(s, tiles=torch.full_like(s.tiles, 255)) if r == SIXTEEN_BIT_ROW else s for s, r in zip(samples, rows)]
+        white = [
+            replace(s, tiles=torch.full_like(s.tiles, 255)) if r == SIXTEEN_BIT_ROW else s
+            for s, r in zip(samples, rows, strict=True)
+        ]
         batch = pad_batch(white, pad_id=0)
         return replace(batch, attention_mask=batch.attention_mask & (batch.input_ids != EXCLAMATION))
 

@@ -13,6 +13,7 @@ from tests.train.runs import flags, losses, run_all, weights
 
 STAGES = ("zero1", "zero2", "zero3")
 SHARED = {"num_train_epochs": 2, "drop_path_rate": 0.1, "max_grad_norm": 1.0}
+SAVING = {**SHARED, "save_strategy": "steps", "save_steps": 3}
 
 
 def zero_config(stage: str, folder: Path) -> Path:
@@ -35,7 +36,7 @@ def runs(tiny: Path, mixed_data: Path, tmp_path_factory: pytest.TempPathFactory)
         config = zero_config(stage, root)
         jobs += [
             flags(tiny, mixed_data, root / stage, deepspeed=config, **exact),
-            flags(tiny, mixed_data, root / f"{stage}-whole", deepspeed=config, save_strategy="steps", save_steps=3, **SHARED),
+            flags(tiny, mixed_data, root / f"{stage}-whole", deepspeed=config, **SAVING),
             ["copy", str(root / f"{stage}-whole" / "checkpoint-3"), str(root / f"{stage}-resumed" / "checkpoint-3")],
             flags(tiny, mixed_data, root / f"{stage}-resumed", deepspeed=config, **SHARED),
         ]  # fmt: skip
