@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def _number(name: str, low: float, high: float = float("inf"), *, whole: bool = 
             value = int(str(flags[name])) if whole else float(flags[name])
         except (TypeError, ValueError):
             return f"--{name} {flags[name]!r}: must be {span}"
-        legal = low <= value <= high and not (open_high and value == high)
+        legal = low <= value <= high and math.isfinite(value) and not (open_high and value == high)
         return None if legal else f"--{name} {flags[name]}: must be {span}"
 
     return rule
@@ -38,6 +39,16 @@ def _choice(name: str, *legal: str) -> Rule:
         if name not in flags or flags[name] in legal:
             return None
         return f"--{name} {flags[name]}: must be one of {', '.join(legal)}"
+
+    return rule
+
+
+def _unavailable(name: str, why: str, *off: str) -> Rule:
+    """A flag of the library that would do nothing here, or harm: only the values that switch it off are legal."""
+
+    def rule(flags: dict[str, Any]) -> str | None:
+        legal = ("false", "no", "0", "0.0", "none", "", *off)
+        return None if str(flags.get(name, "")).lower() in legal else f"--{name} {flags[name]}: {why}"
 
     return rule
 
@@ -62,7 +73,7 @@ def _value(flags: dict[str, Any], name: str, default: float) -> float:
 
 
 def _is_true(flags: dict[str, Any], name: str) -> bool:
-    return str(flags.get(name, False)).lower() in ("true", "1", "yes")
+    return str(flags.get(name, False)).lower() in ("true", "1", "yes", "t", "y")
 
 
 def _pack_holds_a_sample(flags: dict[str, Any]) -> str | None:
@@ -70,8 +81,8 @@ def _pack_holds_a_sample(flags: dict[str, Any]) -> str | None:
     if not _is_true(flags, "use_packed_ds") or longest <= budget:
         return None
     return (
-        f"--max_seq_length {longest:g} is more than --max_packed_tokens {budget:g}: a sample that long fits no pack, and "
-        "samples are never split; raise the second or lower the first"
+        f"--max_seq_length {longest:g} is more than --max_packed_tokens {budget:g}: a sample that long fits no pack, "
+        "and samples are never split; raise the second or lower the first"
     )
 
 
@@ -110,12 +121,21 @@ RULES: tuple[Rule, ...] = (
     _number("gradient_accumulation_steps", 1, whole=True),
     _number("dataloader_num_workers", 0, whole=True),
     _number("warmup_steps", 0),
+    _number("seed", 0, whole=True),
+    _number("data_seed", 0, whole=True),
+    _number("save_total_limit", 1, whole=True),
     _choice("loss_reduction", "token", "sample", "square"),
     _choice("image_backend", "torch", "pillow"),
     _choice("normalize_type", "imagenet", "clip", "siglip"),
     _choice("ps_version", "v1", "v2"),
     _choice("attn_implementation", "auto", "packed", "sdpa", "eager", "flash_attention_2"),
     _choice("train_sampling_strategy", "random", "group_by_length"),
+    _unavailable("eval_strategy", "evaluation during training is not available in this version yet"),
+    _unavailable("load_best_model_at_end", "there is no evaluation during training yet that could tell the best"),
+    _unavailable("label_smoothing_factor", "the loss knows no label smoothing"),
+    _unavailable("auto_find_batch_size", "the plan of a run fixes its batches; lower --per_device_train_batch_size"),
+    _unavailable("fsdp", "use --deepspeed zero3"),
+    _unavailable("enable_jit_checkpoint", "it can hang a run of several ranks; lower --save_steps"),
     _pack_holds_a_sample,
     _tile_bounds,
     _pack_or_group,

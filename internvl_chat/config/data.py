@@ -29,7 +29,9 @@ class DataArguments:
         default=None, metadata={"help": "Append a tile of the whole picture when there is more than one."}
     )
     min_dynamic_patch: int | None = field(default=None, metadata={"help": "Fewest tiles of a picture."})
-    max_dynamic_patch: int | None = field(default=None, metadata={"help": "Most tiles of a sample, thumbnails not counted."})
+    max_dynamic_patch: int | None = field(
+        default=None, metadata={"help": "Most tiles of a sample, thumbnails not counted."}
+    )
     normalize_type: Literal["imagenet", "clip", "siglip"] | None = field(
         default=None, metadata={"help": "Mean and deviation that pixels are normalised with."}
     )
@@ -48,7 +50,10 @@ class DataArguments:
         metadata={"help": "Share of a data set's lines (0..1) that may be unusable; above it the run stops."},
     )
     index_dir: str | None = field(
-        default=None, metadata={"help": "Where the indexes of annotations are kept. Default: ~/.cache/internvl_chat/index"}
+        default=None,
+        metadata={"help": "Where the indexes of annotations are kept. Default: ~/.cache/internvl_chat/index"},
     )
-    index_workers: int | None = field(default=None, metadata={"help": "Processes that build an index. Default: all cores."})
+    index_workers: int | None = field(
+        default=None, metadata={"help": "Processes that build an index. Default: all cores."}
+    )
     rebuild_index: bool = field(default=False, metadata={"help": "Build the indexes anew."})

@@ -33,38 +33,45 @@ def make_parser() -> HfArgumentParser:
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainArguments, list[str]]:
-    """The checked arguments, and notes about old flags. ``argv`` may be one path that ends in .json.
+    """The checked arguments, and notes about old flags. ``argv`` may begin with a path that ends in .json.
 
     Raises ConfigError with every problem found, one per line.
     """
     parser = make_parser()
     if any(flag in ("-h", "--help") for flag in argv):
         parser.parse_args(["--help"])
-    if len(argv) == 1 and argv[0].endswith(".json"):
-        given = _read_json(Path(argv[0]))
-    else:
-        given = _read_flags(argv, {action.dest: action for action in parser._actions})
-    known = {action.dest for action in parser._actions}
-    unknown = [name for name in given if name not in known and name not in CHANGES]
-    if unknown:
-        legal = [*known, *CHANGES]
-        raise ConfigError("\n".join(f"--{name} is not a flag{nearest(name, legal)}" for name in unknown))
-    flags, notes = translate_flags(given)
+    actions = {action.dest: action for action in parser._actions}
+    given, problems = _read_flags(argv[1:] if argv and argv[0].endswith(".json") else argv, actions)
+    if argv and argv[0].endswith(".json"):
+        given = {**_read_json(Path(argv[0])), **given}
+    given = _without_negations(given, actions)
+    problems += _find_misuse(given, actions)
+    flags, notes, refusals = translate_flags({n: v for n, v in given.items() if n in actions or n in CHANGES})
+    problems += refusals
     if "deepspeed" in flags:
-        flags["deepspeed"] = resolve_zero(flags["deepspeed"])
-    problems = check_arguments(flags)
+        try:
+            flags["deepspeed"] = resolve_zero(flags["deepspeed"])
+        except ConfigError as error:
+            problems.append(str(error))
+    problems += check_arguments(flags)
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
     try:
-        model, data, train = parser.parse_args_into_dataclasses(_to_argv(flags), look_for_args_file=False)
-    except ValueError as error:
+        model, data, train = parser.parse_args_into_dataclasses(_to_argv(flags, actions), look_for_args_file=False)
+    except (ValueError, ImportError) as error:  # combinations that the library refuses
         raise ConfigError(str(error)) from error
     return model, data, train, notes
 
 
-def _read_flags(argv: Sequence[str], actions: dict[str, Action]) -> dict[str, Any]:
+def _takes_many(name: str, actions: dict[str, Action]) -> bool:
+    """``report_to`` is a list for the user, but one word for the library's parser."""
+    return name == "report_to" or (name in actions and actions[name].nargs in ("+", "*"))
+
+
+def _read_flags(argv: Sequence[str], actions: dict[str, Action]) -> tuple[dict[str, Any], list[str]]:
     """``--name value``, ``--name=value`` and bare ``--switch``; a flag given twice keeps the last value."""
     flags: dict[str, Any] = {}
+    problems: list[str] = []
     name: str | None = None
     for word in argv:
         if word.startswith("--"):
@@ -72,34 +79,58 @@ def _read_flags(argv: Sequence[str], actions: dict[str, Action]) -> dict[str, An
             name = name.replace("-", "_")
             flags[name] = value if "=" in word else True
         elif name is None:
-            raise ConfigError(f"{word!r} does not follow a flag; write --name value")
+            problems.append(f"{word!r} does not follow a flag; write --name value")
         elif flags[name] is True:
             flags[name] = word
-        elif name in actions and actions[name].nargs in ("+", "*"):
+        elif _takes_many(name, actions):
             flags[name] = [*(flags[name] if isinstance(flags[name], list) else [flags[name]]), word]
         else:
-            raise ConfigError(f"--{name} {flags[name]} is followed by {word!r}; a flag takes one value (quote it)")
+            problems.append(f"--{name} {flags[name]} is followed by {word!r}; a flag takes one value (quote it)")
+    return flags, problems
+
+
+def _without_negations(given: dict[str, Any], actions: dict[str, Action]) -> dict[str, Any]:
+    """``--no_x`` is ``--x False`` for every switch x, as the help says."""
+    flags: dict[str, Any] = {}
+    for name, value in given.items():
+        positive = name.removeprefix("no_")
+        if name in actions or name in CHANGES or value is not True or positive not in actions:
+            flags[name] = value
+        else:
+            flags[positive] = False
     return flags
+
+
+def _find_misuse(given: dict[str, Any], actions: dict[str, Action]) -> list[str]:
+    """Flags that do not exist, and flags without the value they need."""
+    legal = [*actions, *CHANGES]
+    problems = [f"--{name} is not a flag{nearest(name, legal)}" for name in given if name not in legal]
+    bare = [name for name, value in given.items() if value is True and name in actions and name not in CHANGES]
+    return problems + [f"--{name} needs a value" for name in bare if actions[name].nargs != "?"]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON ({error})") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must hold one object of flags")
-    return {name.lstrip("-"): value for name, value in data.items() if value is not None}
+    return {name.lstrip("-").replace("-", "_"): value for name, value in data.items() if value is not None}
 
 
-def _to_argv(flags: dict[str, Any]) -> list[str]:
-    """Flags as words. ``True`` for a bare switch works for every boolean of the parser."""
+def _to_argv(flags: dict[str, Any], actions: dict[str, Action]) -> list[str]:
+    """Flags as words, in a form that also takes values which begin with a dash."""
     argv: list[str] = []
     for name, value in flags.items():
-        words = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else str(value)]
-        argv += [f"--{name}", *map(str, words)]
+        if isinstance(value, list) and actions[name].nargs in ("+", "*"):
+            argv += [f"--{name}", *map(str, value)]
+        elif isinstance(value, list):
+            argv.append(f"--{name}={','.join(map(str, value))}")
+        else:
+            argv.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
     return argv
 
 

@@ -14,7 +14,7 @@ from internvl_chat.errors import ConfigError
 Change = Callable[[str, str, dict[str, str]], "str | None"]
 
 
-def _is_false(value: str) -> bool:
+def _is_false(value: Any) -> bool:
     return str(value).strip().lower() in ("false", "0", "no", "none", "", "0.0")
 
 
@@ -42,10 +42,13 @@ def _refuse(why: str) -> Change:
 
 
 def _warmup_ratio(old: str, value: str, flags: dict[str, str]) -> str | None:
-    ratio = float(value)
-    if not 0 <= ratio < 1:
+    try:
+        legal = 0 <= float(value) < 1
+    except ValueError:
+        legal = False
+    if not legal:
         raise ConfigError(f"--warmup_ratio {value}: must be at least 0 and below 1; for whole steps use --warmup_steps")
-    if float(flags.get("warmup_steps", 0)) == 0:
+    if _is_false(flags.get("warmup_steps", "0")):
         flags["warmup_steps"] = value
     return "--warmup_ratio is now --warmup_steps with a value below 1"
 
@@ -57,10 +60,14 @@ def _group_by_length(old: str, value: str, flags: dict[str, str]) -> str | None:
 
 
 _LATER = "not available in this version yet"
+_GONE = "transformers 5 has it no more; leave it out"
+_MPO = f"preference training is {_LATER}"
 CHANGES: dict[str, Change] = {
     "evaluation_strategy": _rename("eval_strategy"),
     "no_cuda": _rename("use_cpu"),
     "gradient_checkpointing": _rename("grad_checkpoint"),
+    "activation_checkpointing": _rename("grad_checkpoint"),
+    "per_gpu_train_batch_size": _rename("per_device_train_batch_size"),
     "warmup_ratio": _warmup_ratio,
     "group_by_length": _group_by_length,
     "adafactor": _refuse("use --optim adafactor"),
@@ -86,13 +93,18 @@ CHANGES: dict[str, Change] = {
     "unfreeze_vit_layers": _refuse(_LATER),
     "unfreeze_lm_head": _refuse(_LATER),
     "use_liger": _refuse(f"{_LATER}; the loss is chunked anyway"),
+    "use_liger_kernel": _refuse(f"{_LATER}; the loss is chunked anyway"),
+    **{name: _refuse(_MPO) for name in ("loss_type", "rpo_alpha", "sigmoid_loss_weight", "bco_pair_loss_weight")},
+    "logging_dir": _refuse("logs go to --output_dir; for another folder set the variable TENSORBOARD_LOGGING_DIR"),
+    **{name: _refuse(_GONE) for name in ("fp16_opt_level", "use_ipex", "jit_mode_eval", "torchdynamo")},
+    **{name: _refuse(_GONE) for name in ("dispatch_batches", "split_batches", "include_tokens_per_second")},
 }
 # Renamed by a plain translation of values rather than of names.
 VALUES = {"optim": {"adamw_hf": "adamw_torch"}}
 
 
-def translate_flags(flags: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Today's flags and a note for each one that changed. Raises ConfigError with all refusals."""
+def translate_flags(flags: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Today's flags, a note for each one that changed, and the refusals."""
     notes: list[str] = []
     refusals: list[str] = []
     new = {name: value for name, value in flags.items() if name not in CHANGES}
@@ -100,14 +112,12 @@ def translate_flags(flags: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if name in CHANGES:
             try:
                 note = CHANGES[name](name, str(value), new)
-            except (ConfigError, ValueError) as error:
+            except ConfigError as error:
                 refusals.append(str(error))
                 continue
             if note:
                 notes.append(note)
-        elif name in VALUES and value in VALUES[name]:
-            new[name] = VALUES[name][value]
+        elif str(value) in VALUES.get(name, {}):
+            new[name] = VALUES[name][str(value)]
             notes.append(f"--{name} {value} is now {new[name]}")
-    if refusals:
-        raise ConfigError("\n".join(refusals))
-    return new, notes
+    return new, notes, refusals

@@ -17,13 +17,18 @@ class TrainArguments(TrainingArguments):
         default=False,
         metadata={"help": "Start again in a folder that is in use: its checkpoints are deleted. False: resume."},
     )
-    report_to: str | list[str] | None = field(default="tensorboard", metadata={"help": "Where metrics go."})
+    # The library's parser wants None first.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
+        default="tensorboard", metadata={"help": "Where metrics go."}
+    )
     per_device_train_batch_size: int = field(
         default=1, metadata={"help": "Packs (packed) or samples (padded) per device and micro-batch."}
     )
     dataloader_num_workers: int = field(default=4, metadata={"help": "Processes per rank that make batches."})
 
     def __post_init__(self) -> None:
+        if isinstance(self.report_to, str):
+            self.report_to = self.report_to.split(",")
         # On a machine without an accelerator the library wants this said before it accepts bf16 or gloo.
         if not torch.accelerator.is_available():
             self.use_cpu = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from internvl_chat.errors import ConfigError, nearest
 
@@ -15,11 +16,18 @@ ORIGINAL_NAMES = {
     "zero_stage3_config_34b.json": "zero3",
     "zero_stage3_config_70b.json": "zero3",
     "zero_stage3_config_100b.json": "zero3",
+    "zero_stage3_config_100b_1e8.json": "zero3",
 }
 
 
-def resolve_zero(value: str) -> str:
-    """Path of the configuration: an existing file as it is, else a name (zero1, zero2, zero3). Raises ConfigError."""
+def resolve_zero(value: str | dict[str, Any]) -> str | dict[str, Any]:
+    """Path of the configuration: an existing file as it is, else a name (zero1, zero2, zero3). Raises ConfigError.
+
+    A configuration itself (an object in a JSON argument file, or its text) is passed on.
+    """
+    if isinstance(value, dict) or str(value).lstrip().startswith("{"):
+        return value
+    value = str(value)
     if Path(value).is_file():
         return value
     name = ORIGINAL_NAMES.get(Path(value).name, value)

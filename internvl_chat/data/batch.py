@@ -35,9 +35,9 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         """Real tokens, padding not counted."""
-        if self.attention_mask is not None:
-            return int(self.attention_mask.sum())
-        return self.input_ids.numel() if self.addresses else 0
+        if not self.addresses:
+            return 0
+        return self.input_ids.numel() if self.attention_mask is None else int(self.attention_mask.sum())
 
     @property
     def num_supervised(self) -> int:

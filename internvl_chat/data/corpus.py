@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from internvl_chat.data.address import Address
-from internvl_chat.data.faults import FaultRecord, Ledger, check_fault_share
+from internvl_chat.data.faults import FaultRecord, check_fault_share
 from internvl_chat.data.jsonl import LineIndex, explain_faults, open_index
 from internvl_chat.data.manifest import DatasetSpec
 from internvl_chat.data.sample import Sample, SampleMaker
@@ -21,7 +21,10 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Corpus:
-    """Entries (E,) of one epoch, in manifest order: data set, line, visit (repetition) and footprint of each."""
+    """Entries (E,) of one epoch, in manifest order: data set, line, visit (repetition) and footprint of each.
+
+    ``left_out``: the lines that are no entries, and why.
+    """
 
     specs: tuple[DatasetSpec, ...]
     indexes: tuple[LineIndex, ...]
@@ -32,6 +35,7 @@ class Corpus:
     tokens: np.ndarray
     tiles: np.ndarray
     supervised: np.ndarray
+    left_out: tuple[FaultRecord, ...] = ()
 
     def __len__(self) -> int:
         return len(self.line)
@@ -63,24 +67,26 @@ def open_corpus(
     workers: int = 1,
     rebuild: bool = False,
     max_fault_share: float = 0.01,
-    ledger: Ledger | None = None,
 ) -> Corpus:
-    """Index every data set, write its faults to the ledger, and lay all good lines out as entries.
+    """Index every data set and lay all good lines out as entries.
 
-    Raises DataError when a data set has too many faulty lines, or when nothing is left.
+    Raises TooManyFaults when too large a share of a data set is faulty, DataError when nothing is left.
     """
     indexes = tuple(open_index(spec, maker, index_dir, workers, rebuild) for spec in specs)
+    left_out: list[FaultRecord] = []
     for spec, index in zip(specs, indexes, strict=True):
         faults = list(explain_faults(index, spec, maker))
-        if ledger is not None:
-            ledger.write(faults)
-        check_fault_share(spec.name, len(faults), len(index), max_fault_share, faults[:10])
+        left_out += faults
+        check_fault_share(spec.name, faults, len(index), max_fault_share)
         _report(spec, index, faults)
     columns = [_entries(number, spec, index) for number, (spec, index) in enumerate(zip(specs, indexes, strict=True))]
     merged = [np.concatenate(column) for column in zip(*columns, strict=True)]
     if not len(merged[0]):
         raise DataError("no line of the manifest can be used; nothing to train on (see the messages above)")
-    return Corpus(tuple(specs), indexes, maker, *merged)
+    dataset, line, visit, tokens, tiles, supervised = merged
+    return Corpus(
+        tuple(specs), indexes, maker, dataset, line, visit, tokens, tiles, supervised, left_out=tuple(left_out)
+    )
 
 
 def _entries(number: int, spec: DatasetSpec, index: LineIndex) -> list[np.ndarray]:
@@ -88,7 +94,12 @@ def _entries(number: int, spec: DatasetSpec, index: LineIndex) -> list[np.ndarra
     table = index.table
     whole, fraction = int(spec.repeat_time), spec.repeat_time - int(spec.repeat_time)
     good = np.flatnonzero(table["fault"] == 0)
-    part = good[good < int(len(table) * fraction)]
+    part = good[good < int(len(table) * fraction + 1e-6)]  # 2.3 - 2 is less than 0.3
+    if not whole and len(good) and not len(part):
+        raise DataError(
+            f"data set {spec.name!r}: repeat_time {spec.repeat_time:g} of {len(table)} lines takes no usable line; "
+            "raise it in the manifest, or leave the data set out"
+        )
     lines = np.concatenate([*[good] * whole, part]).astype(np.int64)
     visit = np.concatenate([*[np.full(len(good), v) for v in range(whole)], np.full(len(part), whole)]).astype(np.int32)
     dataset = np.full(len(lines), number, np.int32)

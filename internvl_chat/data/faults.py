@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -78,6 +78,13 @@ class Ledger:
         self.path = path
         self.counts: Counter[tuple[str, str]] = Counter()
 
+    def rewrite(self, records: Iterable[FaultRecord]) -> None:
+        """Start the file anew with these records."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+        self.counts.clear()
+        self.write(records)
+
     def write(self, records: Iterable[FaultRecord]) -> None:
         """Append the records and count them by (dataset, code)."""
         records = list(records)
@@ -91,20 +98,24 @@ class Ledger:
             file.writelines(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
 
 
-def check_fault_share(dataset: str, faults: int, lines: int, limit: float, first: Iterable[FaultRecord]) -> None:
-    """Raise DataError when more than ``limit`` (0..1) of a data set's lines are faulty; name the first ones."""
-    if faults <= limit * lines:
+class TooManyFaults(DataError):
+    """A data set is too faulty to train on. ``records``: every fault of it, for the ledger."""
+
+    def __init__(self, message: str, records: Sequence[FaultRecord]) -> None:
+        super().__init__(message)
+        self.records = tuple(records)
+
+
+def check_fault_share(dataset: str, faults: Sequence[FaultRecord], lines: int, limit: float, shown: int = 10) -> None:
+    """Raise TooManyFaults when more than ``limit`` (0..1) of a data set's lines are faulty; name the first ones."""
+    if len(faults) <= limit * lines:
         return
-    shown = [str(record) for record in first]
-    more = [f"... and {faults - len(shown)} more"] if faults > len(shown) else []
-    raise DataError(
-        "\n".join(
-            [
-                f"data set {dataset!r}: {faults} of {lines} lines cannot be used, "
-                f"more than --max_fault_share {limit:g}:",
-                *shown,
-                *more,
-                "mend these lines, or raise --max_fault_share to leave them out (they are listed in faults.jsonl)",
-            ]
-        )
-    )
+    more = [f"... and {len(faults) - shown} more"] if len(faults) > shown else []
+    message = [
+        f"data set {dataset!r}: {len(faults)} of {lines} lines cannot be used, more than --max_fault_share {limit:g}:",
+        *map(str, faults[:shown]),
+        *more,
+        "mend these lines (all are listed in faults.jsonl of the output folder), or leave them out with a higher "
+        "--max_fault_share",
+    ]
+    raise TooManyFaults("\n".join(message), faults)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from internvl_chat.data.address import Address
 from internvl_chat.data.faults import MEDIA_FAULTS, Fault, FaultCode, FaultRecord
 from internvl_chat.data.manifest import DatasetSpec
 from internvl_chat.data.sample import Footprint, SampleMaker
+from internvl_chat.errors import DataError
 from internvl_chat.log import get_logger
 
 log = get_logger(__name__)
@@ -28,7 +30,9 @@ log = get_logger(__name__)
 # Goes into the key: raise it when the meaning of a column changes.
 FORMAT = 1
 INDEX_DTYPE = np.dtype([("offset", "<i8"), ("tokens", "<i4"), ("tiles", "<i4"), ("supervised", "<i4"), ("fault", "u1")])
+_BOM = b"\xef\xbb\xbf"
 _READ_BYTES = 1 << 26
+_START_BYTES = 1 << 16
 _CHUNK_LINES = 256
 
 
@@ -78,11 +82,33 @@ def open_index(
     index_dir.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(f"{FORMAT}\0{_content_digest(spec.annotation, index_dir)}\0{maker.fingerprint(spec)}".encode())
     path = index_dir / f"{spec.annotation.stem}-{key.hexdigest()[:20]}.npy"
-    if rebuild or not path.exists():
-        _save(path, _build(spec, maker, workers))
+    if rebuild or not _is_index(path):
+        _check_is_jsonl(spec)
+        _replace(path, _build(spec, maker, workers))
     else:
         _look_again(path, spec, maker)
     return LineIndex(spec.annotation, path)
+
+
+def _is_index(path: Path) -> bool:
+    """Whether there is an index, whole and of today's columns (a full disk or a lost node leaves other things)."""
+    try:
+        return np.load(path, mmap_mode="r").dtype == INDEX_DTYPE
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def _check_is_jsonl(spec: DatasetSpec) -> None:
+    """Raise DataError for the usual mistakes: nothing in it, one JSON array, one object over several lines."""
+    with spec.annotation.open("rb") as file:
+        start = file.read(_START_BYTES).removeprefix(_BOM).lstrip()
+    where = f"{spec.annotation}:1: data set {spec.name!r}: the annotation is"
+    if not start:
+        raise DataError(f"{where} empty; write samples into it, or leave the data set out of the manifest")
+    if start.startswith(b"[") or start.split(b"\n", 1)[0].strip() == b"{":
+        what = "one JSON array" if start.startswith(b"[") else "JSON written over several lines"
+        mend = "write one object per line, e.g. json.dumps(item) and a line break for each"
+        raise DataError(f"{where} {what}, not JSONL; {mend}")
 
 
 def explain_faults(index: LineIndex, spec: DatasetSpec, maker: SampleMaker) -> Iterator[FaultRecord]:
@@ -100,34 +126,40 @@ def _build(spec: DatasetSpec, maker: SampleMaker, workers: int) -> np.ndarray:
     table["offset"] = offsets
     ends = np.append(offsets[1:], spec.annotation.stat().st_size)
     starts = range(0, len(offsets), _CHUNK_LINES)
-    job = _MeasureJob(spec, maker)
     spans = [(offsets[s : s + _CHUNK_LINES].copy(), ends[s : s + _CHUNK_LINES].copy()) for s in starts]
     if workers > 1 and len(spans) > 1:
+        # Forked processes have the tokenizer already; sent along with each span, it would take longer than the span.
         context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(min(workers, len(spans)), mp_context=context) as pool:
-            chunks = list(pool.map(job, spans))
+        with ProcessPoolExecutor(min(workers, len(spans)), context, _set_job, (spec, maker)) as pool:
+            chunks = list(pool.map(_run_job, spans))
     else:
-        chunks = [job(span) for span in spans]
+        chunks = [_measure_span(span, spec, maker) for span in spans]
     for column, values in zip(("tokens", "tiles", "supervised", "fault"), zip(*chunks, strict=True), strict=False):
         table[column] = np.concatenate(values)
     log.info("index of %s: %d lines, %d faulty", spec.annotation, len(table), int((table["fault"] > 0).sum()))
     return table
 
 
-@dataclass(frozen=True)
-class _MeasureJob:
-    """Measures a run of lines; sent to the pool's processes."""
+_Span = tuple[np.ndarray, np.ndarray]
+_job: list[tuple[DatasetSpec, SampleMaker]] = []  # what a process of the pool works on
 
-    spec: DatasetSpec
-    maker: SampleMaker
 
-    def __call__(self, span: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, ...]:
-        rows = np.zeros((4, len(span[0])), np.int64)
-        with self.spec.annotation.open("rb") as file:
-            for number, (start, end) in enumerate(zip(*span, strict=True)):
-                file.seek(start)
-                rows[:, number] = measure_line(file.read(end - start).rstrip(b"\r\n"), self.spec, self.maker)
-        return tuple(rows)
+def _set_job(spec: DatasetSpec, maker: SampleMaker) -> None:
+    _job[:] = [(spec, maker)]
+
+
+def _run_job(span: _Span) -> tuple[np.ndarray, ...]:
+    return _measure_span(span, *_job[0])
+
+
+def _measure_span(span: _Span, spec: DatasetSpec, maker: SampleMaker) -> tuple[np.ndarray, ...]:
+    """tokens, tiles, supervised, fault of the lines that start and end at the given offsets."""
+    rows = np.zeros((4, len(span[0])), np.int64)
+    with spec.annotation.open("rb") as file:
+        for number, (start, end) in enumerate(zip(*span, strict=True)):
+            file.seek(start)
+            rows[:, number] = measure_line(file.read(end - start).rstrip(b"\r\n"), spec, maker)
+    return tuple(rows)
 
 
 def measure_line(line: bytes, spec: DatasetSpec, maker: SampleMaker) -> tuple[int, int, int, int]:
@@ -140,16 +172,17 @@ def measure_line(line: bytes, spec: DatasetSpec, maker: SampleMaker) -> tuple[in
 
 
 def _look_again(path: Path, spec: DatasetSpec, maker: SampleMaker) -> None:
-    table = np.load(path)
-    index, changed = LineIndex(spec.annotation, path), False
-    for number in np.flatnonzero(np.isin(table["fault"], MEDIA_FAULTS)):
-        row = measure_line(index.line(int(number)), spec, maker)
-        if row[3] != table["fault"][number]:
-            changed = True
-            for column, value in zip(("tokens", "tiles", "supervised", "fault"), row, strict=True):
-                table[column][number] = value
+    index = LineIndex(spec.annotation, path)
+    changed: dict[int, tuple[int, int, int, int]] = {}
+    for number in np.flatnonzero(np.isin(index.table["fault"], MEDIA_FAULTS)).tolist():
+        row = measure_line(index.line(number), spec, maker)
+        if row[3] != index.table["fault"][number]:
+            changed[number] = row
     if changed:
-        _save(path, table)
+        table = np.load(path)
+        for number, row in changed.items():
+            table[number] = (table["offset"][number], *row)
+        _replace(path, table)
 
 
 def _line_offsets(path: Path) -> np.ndarray:
@@ -157,7 +190,7 @@ def _line_offsets(path: Path) -> np.ndarray:
     ends: list[np.ndarray] = []
     position, last_content = 0, 0
     with path.open("rb") as file:
-        begin = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
+        begin = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
         file.seek(0)
         while block := file.read(_READ_BYTES):
             data = np.frombuffer(block, np.uint8)
@@ -178,8 +211,8 @@ def _content_digest(path: Path, index_dir: Path) -> str:
         old = json.loads(seen.read_text(encoding="utf-8"))
         if all(old.get(k) == v for k, v in state.items()):
             return str(old["digest"])
-    except (OSError, ValueError, KeyError):
-        pass  # never looked at, or half-written by hand: hash it
+    except (OSError, ValueError, KeyError, AttributeError):
+        pass  # never looked at, or changed by hand: hash it
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "blake2b").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
     _replace(seen, json.dumps({**state, "digest": digest}).encode())
@@ -193,14 +226,17 @@ def _digest(file: object) -> str:  # Python 3.10 has no hashlib.file_digest
     return hasher.hexdigest()
 
 
-def _save(path: Path, table: np.ndarray) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, table)
-    os.replace(temporary, path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+def _replace(path: Path, content: bytes | np.ndarray) -> None:
+    """Put a file in place whole or not at all. No other process, on any node, uses the name in between."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                np.save(file, content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from internvl_chat.errors import ConfigError, nearest
 REQUIRED_KEYS = ("root", "annotation")
 OPTIONAL_KEYS = ("data_augment", "repeat_time", "max_dynamic_patch", "length")
 KEYS = REQUIRED_KEYS + OPTIONAL_KEYS
+_MAX_REPEAT = 10_000
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def load_manifest(path: str | Path) -> list[DatasetSpec]:
     problems: list[str] = []
     specs = [_check_entry(path, name, entry, problems) for name, entry in entries.items()]
     if not entries:
-        problems.append(f"{path}: no data set in it; add one, e.g. {{\"mine\": {{\"root\": ..., \"annotation\": ...}}}}")
+        problems.append(f'{path}: no data set in it; add one, e.g. {{"mine": {{"root": "", "annotation": "a.jsonl"}}}}')
     if problems:
         raise ConfigError("\n".join(problems))
     return [spec for spec in specs if spec is not None]
@@ -46,8 +47,10 @@ def load_manifest(path: str | Path) -> list[DatasetSpec]:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the manifest cannot be read ({error}); check --meta_path") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: the manifest cannot be read ({error.strerror}); check --meta_path") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: the manifest is not UTF-8 ({error.reason}); save it as UTF-8") from error
 
     def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
@@ -63,6 +66,8 @@ def _read_object(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg}); often a comma after the last entry"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise ConfigError(f"{path}: not a manifest ({error})") from error
     if not isinstance(entries, dict):
         raise ConfigError(f"{path}: must be one JSON object of data sets, not a {type(entries).__name__}")
     return entries
@@ -83,8 +88,10 @@ def _check_entry(path: Path, name: str, entry: Any, problems: list[str]) -> Data
         elif not isinstance(entry[key], str):
             problems.append(f"{where}: key {key!r} must be a string, not {entry[key]!r}; {_MEANING[key]}")
     repeat = entry.get("repeat_time", 1)
-    if isinstance(repeat, bool) or not isinstance(repeat, (int, float)) or not 0 < repeat <= 10_000:
-        problems.append(f"{where}: repeat_time must be a number above 0, not {repeat!r}; 1 means once")
+    if isinstance(repeat, bool) or not isinstance(repeat, (int, float)) or not 0 < repeat <= _MAX_REPEAT:
+        problems.append(
+            f"{where}: repeat_time must be a number above 0, at most {_MAX_REPEAT}, not {repeat!r}; 1 means once"
+        )
     augment = entry.get("data_augment", False)
     if not isinstance(augment, bool):
         problems.append(f"{where}: data_augment must be true or false, not {augment!r}")

@@ -1,8 +1,8 @@
 """Picture files -> sizes (header only) and RGB images.
 
-EXIF orientation is ignored (but for TIFF, which Pillow turns itself) and an alpha channel is dropped, as in the original:
-its checkpoints were trained so. 16-bit grey is scaled to 8 bit (the original clips it to white), unless its values are
-those of 8 bit already; float pictures are refused; truncated ones are faults.
+EXIF orientation is ignored (but for TIFF, which Pillow turns itself) and an alpha channel is dropped, as in the
+original: its checkpoints were trained so. 16-bit grey is scaled to 8 bit (the original clips it to white), unless its
+values are those of 8 bit already; float pictures are refused; truncated ones are faults.
 """
 
 from __future__ import annotations

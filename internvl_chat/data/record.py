@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from internvl_chat.constants import IMAGE_PLACEHOLDER
 from internvl_chat.data.faults import Fault, FaultCode
-from internvl_chat.errors import nearest
 
 Role = Literal["system", "human", "gpt"]
 ROLES: tuple[Role, ...] = ("system", "human", "gpt")
@@ -80,8 +80,8 @@ def _check_text(where: str, text: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            half = text[error.start]
-            raise Fault(FaultCode.TURN, f"{where} holds half a character ({half!a})", "write it whole or remove it") from error
+            what = f"{where} holds half a character ({text[error.start]!a})"
+            raise Fault(FaultCode.TURN, what, "write it whole or remove it") from error
 
 
 def _read_images(data: dict[str, Any]) -> tuple[str, ...]:
@@ -100,7 +100,8 @@ def _read_images(data: dict[str, Any]) -> tuple[str, ...]:
 
 def _read_turns(data: dict[str, Any]) -> tuple[Turn, ...]:
     if "conversations" not in data:
-        mend = f"rename one{hint}" if (hint := nearest("conversations", data)) else f"add it, {_SHAPE}"
+        like = get_close_matches("conversations", data, n=1)
+        mend = f"rename {like[0]!r} to it" if like else f"add it, {_SHAPE}"
         raise Fault(FaultCode.CONVERSATIONS, "key 'conversations' is missing", mend)
     conversations = data["conversations"]
     if not isinstance(conversations, list) or not conversations:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from internvl_chat.data.address import Address, rng_for
 from internvl_chat.data.faults import Fault, FaultCode
 from internvl_chat.data.manifest import DatasetSpec
 from internvl_chat.data.media import read_image, read_image_size
-from internvl_chat.data.record import Record, parse_record
+from internvl_chat.data.record import parse_record
 from internvl_chat.data.storage import resolve_media
 from internvl_chat.data.tiles import TileSettings, count_tiles, cut_tiles
 from internvl_chat.data.tokens import Encoder
@@ -63,15 +64,17 @@ class SampleMaker:
     def fingerprint(self, spec: DatasetSpec) -> str:
         """What a footprint in the index depends on besides the line itself."""
         settings = {k: v for k, v in asdict(self._settings(spec)).items() if k not in ("backend", "pad2square", "mean")}
-        return json.dumps([self.encoder.fingerprint(), settings, asdict(self.limits), spec.root], sort_keys=True)
+        root = spec.root if "://" in spec.root else str(Path(spec.root).resolve())
+        return json.dumps([self.encoder.fingerprint(), settings, asdict(self.limits), root], sort_keys=True)
 
     def measure(self, line: bytes, spec: DatasetSpec) -> Footprint:
         """Footprint from the text and the pictures' headers. Raises Fault."""
         record = parse_record(line)
         settings = self._settings(spec).shared_among(len(record.images))
         sizes = [read_image_size(resolve_media(spec.root, name)) for name in record.images]
-        ids, labels = self._encode(record, [count_tiles(*size, settings) for size in sizes])
-        footprint = Footprint(len(ids), sum(count_tiles(*size, settings) for size in sizes), int((labels >= 0).sum()))
+        counts = [count_tiles(*size, settings) for size in sizes]
+        ids, labels = self.encoder.encode(record.turns, counts)
+        footprint = Footprint(len(ids), sum(counts), int((labels != IGNORE_INDEX).sum()))
         self._check_limits(footprint)
         return footprint
 
@@ -82,7 +85,7 @@ class SampleMaker:
         rng = rng_for(self.seed, address) if spec.data_augment else None
         cut = [cut_tiles(read_image(resolve_media(spec.root, name)), settings, rng) for name in record.images]
         counts = [len(tiles) for tiles in cut]
-        ids, labels = self._encode(record, counts)
+        ids, labels = self.encoder.encode(record.turns, counts)
         empty = torch.zeros((0, 3, settings.size, settings.size), dtype=torch.uint8)
         sample = Sample(address, ids, labels, torch.cat(cut) if cut else empty, tuple(counts))
         if expected is not None and sample.footprint != expected:
@@ -96,14 +99,12 @@ class SampleMaker:
     def _settings(self, spec: DatasetSpec) -> TileSettings:
         return self.tiles if spec.max_dynamic_patch is None else replace(self.tiles, max_tiles=spec.max_dynamic_patch)
 
-    def _encode(self, record: Record, tiles: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        return self.encoder.encode(record.turns, tiles)
-
     def _check_limits(self, footprint: Footprint) -> None:
         if footprint.tokens > self.limits.max_tokens:
             raise Fault(
                 FaultCode.TOO_LONG,
-                f"{footprint.tokens} tokens ({footprint.tiles} tiles), more than max_seq_length {self.limits.max_tokens}",
+                f"{footprint.tokens} tokens ({footprint.tiles} tiles), "
+                f"more than max_seq_length {self.limits.max_tokens}",
                 "raise --max_seq_length, lower max_dynamic_patch, or shorten the conversation",
             )
         if footprint.tiles > self.limits.max_tiles:

@@ -19,6 +19,7 @@ from internvl_chat.constants import IMAGE_STATISTICS
 
 ImageBackend = Literal["torch", "pillow"]
 JPEG_QUALITIES = (75, 100)
+_JPEG_MAX_SIDE = 65_500
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Imag
 
 
 def _recompress(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    if max(image.size) > _JPEG_MAX_SIDE:
+        return image
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=int(rng.integers(JPEG_QUALITIES[0], JPEG_QUALITIES[1] + 1)))
     return Image.open(buffer).convert("RGB")

@@ -34,6 +34,8 @@ from internvl_chat.errors import ConfigError
 _GROUNDING = re.compile("(" + "|".join(map(re.escape, GROUNDING_TOKENS)) + ")")
 # What an answer may be tokenized behind when the tokenizer merges its start into the header.
 _NEUTRAL = (":", ".", "a")
+# The ids of this many short texts (in characters) are kept.
+_REMEMBERED, _SHORT = 2048, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +51,16 @@ class Encoder:
     """Tokenizer + template + image tokens per tile -> ids and labels. Picklable; equal inputs give equal ids."""
 
     def __init__(self, tokenizer: Any, template: Template, tokens_per_tile: int) -> None:
-        """``tokenizer``: a transformers tokenizer backed by ``tokenizers``. Raises ConfigError if a token is missing."""
+        """``tokenizer``: a transformers one with a ``tokenizers`` backend. Raises ConfigError if a token is missing."""
         self.template = template
         self.tokens_per_tile = tokens_per_tile
         names = (*template.markers, *SPECIAL_TOKENS)
         self._text, self._markers = _as_plain_text_tokenizer(tokenizer, names, template.name)
         self._bos = _find_bos(tokenizer)
         self._marker_pattern = re.compile("(" + "|".join(map(re.escape, template.markers)) + ")")
-        self._encode_cached = lru_cache(maxsize=4096)(self._encode_plain)
+        self._remember = lru_cache(maxsize=_REMEMBERED)(self._encode_plain)
+        parts = (self._text.to_str(), repr(template), str(tokens_per_tile), str(self._bos))
+        self._fingerprint = hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @classmethod
     def from_config(cls, tokenizer: Any, config: Any) -> Encoder:
@@ -64,11 +68,11 @@ class Encoder:
         return cls(tokenizer, template_of(config), config.num_image_token)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_encode_cached"}
+        return {key: value for key, value in self.__dict__.items() if key != "_remember"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._encode_cached = lru_cache(maxsize=4096)(self._encode_plain)
+        self._remember = lru_cache(maxsize=_REMEMBERED)(self._encode_plain)
 
     @property
     def image_token_id(self) -> int:
@@ -82,8 +86,7 @@ class Encoder:
 
     def fingerprint(self) -> str:
         """Hash of all that the ids depend on: tokenizer, template, tokens per tile."""
-        parts = (self._text.to_str(), repr(self.template), str(self.tokens_per_tile), str(self._bos))
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return self._fingerprint
 
     def encode(self, turns: Sequence[Turn], tiles: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """ids and labels, int64 (T,), of a whole conversation; ``tiles`` holds the tiles of each picture in order."""
@@ -119,6 +122,10 @@ class Encoder:
 
     def _encode_plain(self, text: str) -> tuple[int, ...]:
         return tuple(self._text.encode(text, add_special_tokens=False).ids)
+
+    def _encode_cached(self, text: str) -> tuple[int, ...]:
+        """Headers and short questions come again and again; long texts do not, and would only fill the memory."""
+        return self._remember(text) if len(text) <= _SHORT else self._encode_plain(text)
 
     def text_ids(self, text: str, before: str | None = None) -> list[int]:
         """ids of user text; grounding tokens are real, other markers are plain text.
@@ -207,12 +214,15 @@ class _Writer:
         self._put_marker(IMG_END, supervised=False)
 
 
-def _as_plain_text_tokenizer(tokenizer: Any, names: Sequence[str], template: str) -> tuple[Tokenizer, dict[str, Marker]]:
+def _as_plain_text_tokenizer(
+    tokenizer: Any, names: Sequence[str], template: str
+) -> tuple[Tokenizer, dict[str, Marker]]:
     """A copy of the tokenizer that never turns text into one of ``names``, and these as markers."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise ConfigError(
-            f"tokenizer {type(tokenizer).__name__} has no tokenizer.json form; convert it with AutoTokenizer and save it"
+            f"tokenizer {type(tokenizer).__name__} has no tokenizer.json form; "
+            "convert it with AutoTokenizer and save it"
         )
     data = json.loads(backend.to_str())
     added = {entry["content"]: entry for entry in data.get("added_tokens", [])}

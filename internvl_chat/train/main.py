@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import set_seed
 from transformers.utils import logging as library_logging
 
+from internvl_chat.config.data import DataArguments
+from internvl_chat.config.model import ModelArguments
 from internvl_chat.config.parse import parse_arguments
-from internvl_chat.data.faults import Ledger
+from internvl_chat.config.train import TrainArguments
+from internvl_chat.data.faults import Ledger, TooManyFaults
+from internvl_chat.data.loader import MicroBatches, Place
 from internvl_chat.log import get_logger, setup_logging
 from internvl_chat.model.build import load_tokenizer
+from internvl_chat.model.chat import InternVLChatModel
+from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.model.tune import apply_freeze, assert_trainable, format_table, trainable_table
 from internvl_chat.train import dist, setup, state
 from internvl_chat.train.callbacks import JsonLinesLog, TrueEpoch
@@ -22,6 +29,49 @@ log = get_logger(__name__)
 
 def train(argv: Sequence[str]) -> InternVLTrainer:
     """One training run, from flags to a model folder in ``--output_dir``. Raises InternVLError on user errors."""
+    model_args, data_args, args = _start(argv)
+    output_dir = Path(str(args.output_dir))
+    resume = dist.decide_on_main(
+        lambda: state.find_resume(output_dir, args.overwrite_output_dir, args.resume_from_checkpoint)
+    )
+    config = setup.read_config(model_args, data_args)
+    tokenizer = load_tokenizer(str(model_args.model_name_or_path))
+    try:
+        batches = _prepare_data(config, tokenizer, data_args, args, resume)
+    except TooManyFaults as error:
+        if dist.rank() == 0:
+            Ledger(output_dir / "faults.jsonl").rewrite(error.records)
+        raise
+    if resume:
+        state.check_same_run(resume, setup.data_state(batches, step=0))
+    elif dist.rank() == 0:
+        # Only now: nothing of an old run is deleted for a new one that could not have started.
+        state.clear_old_run(output_dir)
+        Ledger(output_dir / "faults.jsonl").rewrite(batches.corpus.left_out)
+
+    set_seed(args.seed)
+    model = _prepare_model(model_args, data_args, args)
+    rank = dist.rank()
+    trainer = InternVLTrainer(
+        model,
+        args,
+        batches,
+        tokenizer=tokenizer,
+        loss_reduction=data_args.loss_reduction,
+        ledger=Ledger(output_dir / (f"faults.rank{rank}.jsonl" if rank else "faults.jsonl")),
+        max_faults=int(data_args.max_fault_share * len(batches.corpus)),
+    )
+    trainer.add_callback(TrueEpoch(batches.schedule))
+    trainer.add_callback(JsonLinesLog(output_dir / "train_log.jsonl"))
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.save_model()
+    trainer.save_state()
+    log.info("the model is in %s; try it: internvl chat %s", output_dir, output_dir)
+    return trainer
+
+
+def _start(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainArguments]:
+    """Logging, environment, flags, process group."""
     setup_logging()
     library_logging.set_verbosity_warning()
     library_logging.disable_progress_bar()
@@ -31,40 +81,32 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
         log.info("%s", note)
     if args.deepspeed:
         dist.start_deepspeed_group()
+    return model_args, data_args, args
 
-    output_dir = Path(str(args.output_dir))
-    resume = dist.decide_on_main(
-        lambda: state.find_resume(output_dir, args.overwrite_output_dir, args.resume_from_checkpoint)
-    )
-    config = setup.read_config(model_args, data_args)
-    tokenizer = load_tokenizer(str(model_args.model_name_or_path))
-    if dist.rank() == 0:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        if resume is None:
-            state.remove_checkpoints(output_dir)
-            for old in output_dir.glob("faults*.jsonl"):
-                old.unlink()
+
+def _prepare_data(
+    config: InternVLChatConfig, tokenizer: Any, data: DataArguments, args: TrainArguments, resume: Path | None
+) -> MicroBatches:
+    """Manifest -> index -> plan -> this rank's micro-batches of the whole run, or of what is left of it."""
     with dist.local_main_first():
-        ledger = Ledger(output_dir / "faults.jsonl" if dist.rank() == 0 and resume is None else None)
-        corpus = setup.build_corpus(config, tokenizer, data_args, args.seed, ledger)
-
-    schedule = setup.build_schedule(corpus, config, data_args, args)
+        corpus = setup.build_corpus(config, tokenizer, data, args.seed)
+    schedule = setup.build_schedule(corpus, config, data, args)
     num_steps = args.max_steps if args.max_steps > 0 else schedule.steps_in(args.num_train_epochs)
-    first_step = state.read_marker(resume).step if resume else 0
-    batches = setup.build_batches(
-        corpus, schedule, args, setup.Run(min(first_step, num_steps), num_steps), tokenizer.pad_token_id or 0
-    )
+    first_step = min(state.read_marker(resume).step, num_steps) if resume else 0
     log.info(
-        "%d samples, %d steps of %d %s (%.2f epochs)%s",
-        len(corpus),
+        "%d steps of %s, %.2f epochs of %d samples%s",
         num_steps,
-        schedule.settings.packs_per_step,
-        "packs" if data_args.use_packed_ds else f"x {args.per_device_train_batch_size} samples",
+        schedule.describe(),
         schedule.epoch_at(num_steps),
-        f", resuming {resume.name}" if resume else "",
+        len(corpus),
+        f", resuming after step {first_step}" if resume else "",
     )
+    place = Place(dist.rank(), dist.world_size(), args.gradient_accumulation_steps)
+    return MicroBatches(corpus, schedule, place, first_step, num_steps, tokenizer.pad_token_id or 0)
 
-    set_seed(args.seed)
+
+def _prepare_model(model_args: ModelArguments, data_args: DataArguments, args: TrainArguments) -> InternVLChatModel:
+    """Load, freeze, and say what trains."""
     model = setup.build_model(model_args, data_args, args)
     apply_freeze(
         model,
@@ -79,24 +121,4 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
         vision=not model_args.freeze_backbone if vision_checkpoint is None else vision_checkpoint,
         llm=model_args.grad_checkpoint,
     )
-
-    load_ledger = Ledger(output_dir / ("faults.jsonl" if dist.rank() == 0 else f"faults.rank{dist.rank()}.jsonl"))
-    trainer = InternVLTrainer(
-        model,
-        args,
-        batches,
-        tokenizer=tokenizer,
-        loss_reduction=data_args.loss_reduction,
-        ledger=load_ledger,
-        max_faults=int(data_args.max_fault_share * len(corpus)),
-        plan_id=setup.plan_id(corpus, schedule),
-    )
-    if resume:
-        state.check_same_run(resume, trainer.data_state())
-    trainer.add_callback(TrueEpoch(schedule))
-    trainer.add_callback(JsonLinesLog(output_dir / "train_log.jsonl"))
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    trainer.save_model()
-    trainer.save_state()
-    log.info("the model is in %s; try it: internvl chat %s", output_dir, output_dir)
-    return trainer
+    return model

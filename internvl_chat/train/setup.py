@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from internvl_chat.config.data import DataArguments
 from internvl_chat.config.model import ModelArguments
 from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.corpus import Corpus, open_corpus
-from internvl_chat.data.faults import Ledger
-from internvl_chat.data.loader import MicroBatches, Place
+from internvl_chat.data.loader import MicroBatches
 from internvl_chat.data.manifest import load_manifest
 from internvl_chat.data.plan.schedule import Cost, PlanSettings, Schedule
 from internvl_chat.data.sample import Limits, SampleMaker
@@ -28,6 +27,7 @@ from internvl_chat.model.build import load_config, load_model
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.train import dist
+from internvl_chat.train.state import DataState
 
 _NO_LIMIT = 2**30
 
@@ -62,9 +62,7 @@ def read_config(model: ModelArguments, data: DataArguments) -> InternVLChatConfi
     return config
 
 
-def build_corpus(
-    config: InternVLChatConfig, tokenizer: Any, data: DataArguments, seed: int, ledger: Ledger | None
-) -> Corpus:
+def build_corpus(config: InternVLChatConfig, tokenizer: Any, data: DataArguments, seed: int) -> Corpus:
     """Manifest -> indexed corpus. Raises ConfigError or DataError with all that is wrong."""
     max_tiles = data.num_images_expected if data.use_packed_ds else _NO_LIMIT
     maker = SampleMaker(
@@ -81,7 +79,6 @@ def build_corpus(
         workers=data.index_workers or os.cpu_count() or 1,
         rebuild=data.rebuild_index,
         max_fault_share=data.max_fault_share,
-        ledger=ledger,
     )
 
 
@@ -111,25 +108,17 @@ def build_schedule(corpus: Corpus, config: InternVLChatConfig, data: DataArgumen
     return Schedule(corpus.tokens, corpus.tiles, settings)
 
 
-def plan_id(corpus: Corpus, schedule: Schedule) -> str:
+def _plan_id(corpus: Corpus, schedule: Schedule) -> str:
     """Hash of all that decides which sample stands where: index files, repeats, budgets."""
     data = [[i.table_path.name, s.name, s.repeat_time] for s, i in zip(corpus.specs, corpus.indexes, strict=True)]
     sizes = [len(corpus), int(corpus.tokens.sum()), int(corpus.tiles.sum())]
     return hashlib.sha256(json.dumps([data, sizes, asdict(schedule.settings)]).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Run:
-    """How many optimizer steps, and from which one on."""
-
-    first_step: int
-    num_steps: int
-
-
-def build_batches(corpus: Corpus, schedule: Schedule, args: TrainArguments, run: Run, pad_id: int) -> MicroBatches:
-    """This rank's share of the run."""
-    place = Place(dist.rank(), dist.world_size(), args.gradient_accumulation_steps)
-    return MicroBatches(corpus, schedule, place, run.first_step, run.num_steps, pad_id)
+def data_state(batches: MicroBatches, step: int) -> DataState:
+    """What a run that is resumed after ``step`` must share with this one."""
+    settings = batches.schedule.settings
+    return DataState(step, settings.seed, settings.packs_per_step, _plan_id(batches.corpus, batches.schedule))
 
 
 def build_model(model: ModelArguments, data: DataArguments, args: TrainArguments) -> InternVLChatModel:

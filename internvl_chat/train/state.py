@@ -100,14 +100,24 @@ def check_same_run(checkpoint: Path, state: DataState) -> None:
         )
 
 
-def remove_checkpoints(output_dir: Path, keep: int = 0, only_complete: bool = False) -> None:
-    """Delete the oldest checkpoints but ``keep``; with ``only_complete`` folders without a marker are left alone."""
-    if only_complete:
-        doomed = complete_checkpoints(output_dir)[: -keep or None]
-    else:
-        doomed = [path for path in output_dir.glob("checkpoint-*") if _NAME.search(path.name)]
-    for path in doomed:
-        log.info("deleting old checkpoint %s", path)
-        # The marker goes first: a deletion that is cut short must not leave half a checkpoint that looks whole.
-        (path / MARKER).unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
+def clear_old_run(output_dir: Path) -> None:
+    """Make room for a fresh start: checkpoints and ledgers of the run before it are deleted."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for checkpoint in output_dir.glob("checkpoint-*"):
+        if _NAME.search(checkpoint.name):
+            _delete(checkpoint)
+    for ledger in output_dir.glob("faults*.jsonl"):
+        ledger.unlink()
+
+
+def keep_newest(output_dir: Path, count: int) -> None:
+    """Delete complete checkpoints, oldest first, until ``count`` are left."""
+    for checkpoint in complete_checkpoints(output_dir)[:-count]:
+        _delete(checkpoint)
+
+
+def _delete(checkpoint: Path) -> None:
+    log.info("deleting old checkpoint %s", checkpoint)
+    # The marker goes first: a deletion that is cut short must not leave half a checkpoint that looks whole.
+    (checkpoint / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)

@@ -29,7 +29,8 @@ from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.loss import token_weights
 from internvl_chat.train import dist
 from internvl_chat.train.metrics import COLUMNS, Meter, step_counts
-from internvl_chat.train.state import DataState, remove_checkpoints, write_marker
+from internvl_chat.train.setup import data_state
+from internvl_chat.train.state import keep_newest, write_marker
 
 
 class InternVLTrainer(Trainer):
@@ -48,16 +49,15 @@ class InternVLTrainer(Trainer):
         loss_reduction: str,
         ledger: Ledger,
         max_faults: int,
-        plan_id: str,
     ) -> None:
         # Old checkpoints are deleted here, after the new one is complete, not by the library before that.
         self._keep_checkpoints, args.save_total_limit = args.save_total_limit, None
         args.max_steps = batches.num_steps
         super().__init__(model=model, args=args, train_dataset=batches, processing_class=tokenizer)
+        self.batches = batches
         self.loss_reduction = loss_reduction
         self.ledger = ledger
         self.max_faults = max_faults
-        self.plan_id = plan_id
         self.meter = Meter(dist.world_size())
         self._step_loss = torch.zeros(())
         self._step_samples: list[str] = []
@@ -67,12 +67,12 @@ class InternVLTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """This rank's micro-batches; not handed to accelerate, which would deal them to ranks again."""
-        args, batches = self.args, self.train_dataset
+        args = self.args
         pin = args.dataloader_pin_memory and torch.cuda.is_available()
-        return make_loader(batches, args.dataloader_num_workers, pin, args.dataloader_prefetch_factor)  # type: ignore[arg-type]
+        return make_loader(self.batches, args.dataloader_num_workers, pin, args.dataloader_prefetch_factor)
 
     def num_examples(self, dataloader: DataLoader) -> int:
-        return len(self.train_dataset)  # type: ignore[arg-type]
+        return len(self.batches)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -85,7 +85,7 @@ class InternVLTrainer(Trainer):
             return [], None
         weights = [token_weights(batch.labels, batch.cu_seqlens, self.loss_reduction) for batch in batches]
         self._keep_faults(batches)
-        settings = self.train_dataset.schedule.settings  # type: ignore[union-attr]
+        settings = self.batches.schedule.settings
         padded = sum(batch.input_ids.numel() for batch in batches)
         capacity = settings.max_tokens * self.args.per_device_train_batch_size * len(batches)
         counts = step_counts(
@@ -156,19 +156,16 @@ class InternVLTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         save_model_folder(model, tokenizer, folder, state_dict=state_dict, stop_token_ids=[stop])
 
-    def data_state(self) -> DataState:
-        """What a resumed run must share with this one."""
-        settings = self.train_dataset.schedule.settings  # type: ignore[union-attr]
-        return DataState(self.state.global_step, settings.seed, settings.packs_per_step, self.plan_id)
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         dist.barrier()
         if self.is_world_process_zero():
             output_dir = Path(self._get_output_dir(trial))
-            write_marker(output_dir / f"checkpoint-{self.state.global_step}", self.data_state())
+            write_marker(
+                output_dir / f"checkpoint-{self.state.global_step}", data_state(self.batches, self.state.global_step)
+            )
             if self._keep_checkpoints:
-                remove_checkpoints(output_dir, keep=self._keep_checkpoints, only_complete=True)
+                keep_newest(output_dir, self._keep_checkpoints)
         dist.barrier()
 
 

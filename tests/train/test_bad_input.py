@@ -144,3 +144,18 @@ def test_faults_below_the_limit_are_listed_not_fatal(tiny: Path, tmp_path: Path)
     records = [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
     assert records[-2]["samples_left_out"] == 1
     assert len([r for r in records if "loss" in r]) == 3
+
+
+def test_too_many_faults_are_all_in_the_ledger(fail: Fail, tmp_path: Path) -> None:
+    message = fail(lines=[line_with(image=f"{number}.png") for number in range(25)])
+    assert "25 of 25 lines" in message
+    assert "and 15 more" in message
+    assert len((tmp_path / "out" / "faults.jsonl").read_text().splitlines()) == 25
+
+
+def test_failed_start_deletes_nothing_of_the_old_run(fail: Fail, tmp_path: Path) -> None:
+    old = tmp_path / "out" / "checkpoint-5"
+    old.mkdir(parents=True)
+    (old / "model.safetensors").write_bytes(b"precious")
+    fail(lines=["broken"], overwrite_output_dir=True)
+    assert (old / "model.safetensors").read_bytes() == b"precious"

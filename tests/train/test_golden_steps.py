@@ -132,7 +132,6 @@ def run_steps(tmp_path: Path, defects: bool) -> list[float]:
         loss_reduction="token",
         ledger=Ledger(None),
         max_faults=0,
-        plan_id="golden",
     )
     trainer.train()
     return [record["loss"] for record in trainer.state.log_history if "loss" in record]

@@ -21,7 +21,7 @@ from internvl_chat.train.state import (
     DataState,
     complete_checkpoints,
     find_resume,
-    remove_checkpoints,
+    keep_newest,
     write_marker,
 )
 from tests.train.runs import environment, flags, log_of, losses, run_all, weights
@@ -135,7 +135,7 @@ def test_old_checkpoints_are_deleted_oldest_first(tmp_path: Path) -> None:
     for step in (9, 10, 100):
         (tmp_path / f"checkpoint-{step}").mkdir()
         write_marker(tmp_path / f"checkpoint-{step}", DataState(step, 0, 1, "x"))
-    remove_checkpoints(tmp_path, keep=2, only_complete=True)
+    keep_newest(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# Samples are sorted by length within this many optimizer steps' worth of them, as in the field's length-grouped sampler.
+# Samples are sorted by length within this many optimizer steps' worth of them, as length-grouped samplers usually do.
 _STEPS_PER_WINDOW = 50
 
 

@@ -104,11 +104,30 @@ class Schedule:
             self._plans.append(plan_epoch(self._tokens, self._tiles, self.settings, len(self._plans)))
         return self._plans[epoch]
 
+    def describe(self) -> str:
+        """What a step is made of, with the fill of the budgets in the first epoch, for the log."""
+        plan, settings = self.plan(0), self.settings
+        packs = max(1, len(plan.starts) - 1)
+        if not settings.packed:
+            return f"{settings.packs_per_step} x {settings.batch_size} samples"
+        samples = len(plan.entries) / packs
+        fill = [100 * sizes.sum() / packs / most for sizes, most in self._budgets()]
+        return (
+            f"{settings.packs_per_step} packs ({samples:.1f} samples in a pack, {fill[0]:.1f} % of its tokens and "
+            f"{fill[1]:.1f} % of its tiles filled)"
+        )
+
+    def _budgets(self) -> tuple[tuple[np.ndarray, int], tuple[np.ndarray, int]]:
+        return (self._tokens, self.settings.max_tokens), (self._tiles, self.settings.max_tiles)
+
     def steps_in(self, epochs: float) -> int:
         """Optimizer steps in that many epochs; a fraction counts a part of the last one, rounded up."""
         whole = int(epochs)
         steps = sum(len(self.plan(epoch).steps) for epoch in range(whole))
-        return steps + int(np.ceil((epochs - whole) * len(self.plan(whole).steps))) if epochs > whole else steps
+        if epochs > whole:
+            part = (epochs - whole) * len(self.plan(whole).steps)
+            steps += int(np.ceil(part - 1e-9 * (1 + part)))  # 1.1 - 1 is more than 0.1
+        return steps
 
     def locate(self, step: int) -> tuple[int, int]:
         """(epoch, step within it) of a step counted from 0 over the whole run."""
