@@ -54,8 +54,9 @@ def _warmup_ratio(old: str, value: str, flags: dict[str, str]) -> str | None:
 
 
 def _group_by_length(old: str, value: str, flags: dict[str, str]) -> str | None:
-    if not _is_false(value):
-        flags.setdefault("train_sampling_strategy", "group_by_length")
+    if _is_false(value):
+        return None
+    flags.setdefault("train_sampling_strategy", "group_by_length")
     return "--group_by_length True is now --train_sampling_strategy group_by_length"
 
 

@@ -1,0 +1,57 @@
+"""README's promises are commands that run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from internvl_chat.config.parse import argument_defaults
+from tests.conftest import ROOT
+from tests.train.runs import environment
+
+README = (ROOT / "README.md").read_text()
+
+
+def fine_tune_commands() -> list[list[str]]:
+    block = re.search(r"## Fine-tune on your data\n\n```sh\n(.*?)```", README, re.S)
+    assert block
+    lines = block[1].replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("internvl ")]
+
+
+@pytest.mark.slow
+def test_fine_tune_block_runs_as_written(tmp_path: Path) -> None:
+    """Only the size of the sample data is cut down."""
+    commands = fine_tune_commands()
+    assert [command[1] for command in commands] == ["tiny", "digits", "train", "chat"]
+    for command in commands:
+        words = [sys.executable, "-m", "internvl_chat", *command[1:]]
+        if command[1] == "digits":
+            words += ["--train", "120", "--held_out", "20"]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip(), "the model said nothing"
+    assert list((tmp_path / "work_dirs" / "mine" / "runs").rglob("events.out.tfevents*"))
+    assert (tmp_path / "work_dirs" / "mine" / "train_log.jsonl").is_file()
+
+
+def test_every_flag_in_the_table_exists_and_its_default_is_right() -> None:
+    defaults = argument_defaults()
+    rows = re.findall(r"^\| (`--.*?) \| (.*?) \|", README, re.M)
+    assert len(rows) > 8
+    for flags, default in rows:
+        for flag in re.findall(r"--(\w+)", flags):
+            assert flag in defaults, flag
+            if default in ("True", "False", "0.01", "8192", "token", "auto", "torch"):
+                assert str(defaults[flag]) == default, flag
+
+
+def test_links_lead_somewhere() -> None:
+    for document in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            assert "://" in target or (document.parent / target).exists(), f"{document}: {target}"
