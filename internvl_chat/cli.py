@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -46,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         module, _ = TOOLS[args.command]
         return import_module(module).run(args) or 0
     except InternVLError as error:
-        rank = int(os.environ.get("RANK", "0"))
-        if rank == 0 or not isinstance(error, ConfigError):  # all ranks read the same flags: one of them says it
-            label = f"[rank {rank}] error" if rank else "error"
+        rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+        if local_rank == 0 or not isinstance(error, ConfigError):  # the ranks of a node see the same: one says it
+            label = f"[rank {rank} on {socket.gethostname()}] error" if rank else "error"
             print("\n".join(f"{label}: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -43,12 +43,12 @@ def _choice(name: str, *legal: str) -> Rule:
     return rule
 
 
-def _unavailable(name: str, why: str, *off: str) -> Rule:
+def _unavailable(name: str, why: str) -> Rule:
     """A flag of the library that would do nothing here, or harm: only the values that switch it off are legal."""
 
     def rule(flags: dict[str, Any]) -> str | None:
-        legal = ("false", "no", "0", "0.0", "none", "", *off)
-        return None if str(flags.get(name, "")).lower() in legal else f"--{name} {flags[name]}: {why}"
+        off = str(flags.get(name, "")).lower() in ("", "false", "no", "0", "none")
+        return None if off else f"--{name} {flags[name]}: {why}"
 
     return rule
 
@@ -88,7 +88,7 @@ def _pack_holds_a_sample(flags: dict[str, Any]) -> str | None:
 
 def _tile_bounds(flags: dict[str, Any]) -> str | None:
     low, high = _value(flags, "min_dynamic_patch", 1), _value(flags, "max_dynamic_patch", 12)
-    if "max_dynamic_patch" in flags and low > high:
+    if "max_dynamic_patch" in flags and low > high >= 1:
         return f"--min_dynamic_patch {low:g} is more than --max_dynamic_patch {high:g}; swap them"
     return None
 
@@ -131,10 +131,6 @@ RULES: tuple[Rule, ...] = (
     _choice("attn_implementation", "auto", "packed", "sdpa", "eager", "flash_attention_2"),
     _choice("train_sampling_strategy", "random", "group_by_length"),
     _unavailable("eval_strategy", "evaluation during training is not available in this version yet"),
-    _unavailable("load_best_model_at_end", "there is no evaluation during training yet that could tell the best"),
-    _unavailable("label_smoothing_factor", "the loss knows no label smoothing"),
-    _unavailable("auto_find_batch_size", "the plan of a run fixes its batches; lower --per_device_train_batch_size"),
-    _unavailable("fsdp", "use --deepspeed zero3"),
     _unavailable("enable_jit_checkpoint", "it can hang a run of several ranks; lower --save_steps"),
     _pack_holds_a_sample,
     _tile_bounds,

@@ -51,7 +51,7 @@ class DataArguments:
     )
     index_dir: str | None = field(
         default=None,
-        metadata={"help": "Where the indexes of annotations are kept. Default: ~/.cache/internvl_chat/index"},
+        metadata={"help": "Where the indexes of annotations are kept. Default: ~/.cache/internvl_chat/index."},
     )
     index_workers: int | None = field(
         default=None, metadata={"help": "Processes that build an index. Default: all cores."}

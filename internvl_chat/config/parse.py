@@ -48,7 +48,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     problems += _find_misuse(given, actions)
     flags, notes, refusals = translate_flags({n: v for n, v in given.items() if n in actions or n in CHANGES})
     problems += refusals
-    if "deepspeed" in flags:
+    if flags.get("deepspeed") not in (None, True):
         try:
             flags["deepspeed"] = resolve_zero(flags["deepspeed"])
         except ConfigError as error:

@@ -62,6 +62,7 @@ def _group_by_length(old: str, value: str, flags: dict[str, str]) -> str | None:
 
 _LATER = "not available in this version yet"
 _GONE = "transformers 5 has it no more; leave it out"
+_EVAL = f"validation while training is {_LATER}"
 _MPO = f"preference training is {_LATER}"
 CHANGES: dict[str, Change] = {
     "evaluation_strategy": _rename("eval_strategy"),
@@ -98,6 +99,19 @@ CHANGES: dict[str, Change] = {
     **{name: _refuse(_MPO) for name in ("loss_type", "rpo_alpha", "sigmoid_loss_weight", "bco_pair_loss_weight")},
     "logging_dir": _refuse("logs go to --output_dir; for another folder set the variable TENSORBOARD_LOGGING_DIR"),
     **{name: _refuse(_GONE) for name in ("fp16_opt_level", "use_ipex", "jit_mode_eval", "torchdynamo")},
+    "include_num_input_tokens_seen": _refuse("tokens per second are always logged"),
+    **{name: _refuse(_LATER) for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode")},
+    **{name: _refuse(_EVAL) for name in ("do_eval", "eval_on_start", "load_best_model_at_end")},
+    "dataloader_drop_last": _refuse("no sample is dropped: the last step of an epoch may be smaller"),
+    "dataloader_persistent_workers": _always("there is one loader for the whole run"),
+    "average_tokens_across_devices": _always("the loss has one denominator over all ranks and micro-batches"),
+    "label_smoothing_factor": _refuse(_LATER),
+    "auto_find_batch_size": _refuse("the plan fixes what is in a step; lower --max_packed_tokens instead"),
+    "activation_checkpointing_kwargs": _refuse("use --grad_checkpoint and --vision_grad_checkpoint"),
+    "gradient_checkpointing_kwargs": _refuse("use --grad_checkpoint and --vision_grad_checkpoint"),
+    "accelerator_config": _refuse("batches are dealt to ranks by the plan"),
+    "ignore_data_skip": _always("a resumed run starts at its step; nothing is skipped over"),
+    "fsdp": _refuse(f"{_LATER}; use --deepspeed zero3"),
     **{name: _refuse(_GONE) for name in ("dispatch_batches", "split_batches", "include_tokens_per_second")},
 }
 # Renamed by a plain translation of values rather than of names.

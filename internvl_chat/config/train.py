@@ -42,3 +42,8 @@ class TrainArguments(TrainingArguments):
         # The loader starts at the step to resume from; nothing is replayed.
         self.ignore_data_skip = True
         super().__post_init__()
+
+    @property
+    def n_gpu(self) -> int:
+        """One card per process. The library would split a packed row over all cards of a plain ``python`` run."""
+        return min(super().n_gpu, 1)

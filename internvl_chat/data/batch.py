@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,10 +56,10 @@ class Batch:
         moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
         return replace(moved, cu_seqlens=self.cu_seqlens)
 
-    def _map(self, function: object) -> Batch:
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         names = ("input_ids", "labels", "position_ids", "pixel_values", "cu_seqlens", "attention_mask")
         values = {name: getattr(self, name) for name in names}
-        return replace(self, **{n: function(v) for n, v in values.items() if v is not None})  # type: ignore[operator]
+        return replace(self, **{n: function(v) for n, v in values.items() if v is not None})
 
 
 def pack_batch(samples: Sequence[Sample], faults: Sequence[FaultRecord] = ()) -> Batch:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from enum import IntEnum
+from itertools import chain, islice
 from pathlib import Path
 
 from internvl_chat.data.address import Address
@@ -72,50 +72,46 @@ class FaultRecord:
 
 
 class Ledger:
-    """JSON-lines file of every sample that was left out. ``path`` None keeps only the counts."""
+    """JSON-lines file of every sample that was left out. ``path`` None: nothing is kept."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.counts: Counter[tuple[str, str]] = Counter()
 
     def rewrite(self, records: Iterable[FaultRecord]) -> None:
         """Start the file anew with these records."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
-        self.counts.clear()
         self.write(records)
 
     def write(self, records: Iterable[FaultRecord]) -> None:
-        """Append the records and count them by (dataset, code)."""
-        records = list(records)
-        if not records:
-            return
-        self.counts.update((r.dataset, r.code) for r in records)
+        """Append the records as they come."""
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
+            file.writelines(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
 
 
 class TooManyFaults(DataError):
-    """A data set is too faulty to train on. ``records``: every fault of it, for the ledger."""
+    """A data set is too faulty to train on. ``records``: its faults, found one by one when iterated over, once."""
 
-    def __init__(self, message: str, records: Sequence[FaultRecord]) -> None:
+    def __init__(self, message: str, records: Iterable[FaultRecord]) -> None:
         super().__init__(message)
-        self.records = tuple(records)
+        self.records = records
 
 
-def check_fault_share(dataset: str, faults: Sequence[FaultRecord], lines: int, limit: float, shown: int = 10) -> None:
+def check_fault_share(
+    dataset: str, faults: int, lines: int, limit: float, records: Iterator[FaultRecord], shown: int = 10
+) -> None:
     """Raise TooManyFaults when more than ``limit`` (0..1) of a data set's lines are faulty; name the first ones."""
-    if len(faults) <= limit * lines:
+    if faults <= limit * lines:
         return
-    more = [f"... and {len(faults) - shown} more"] if len(faults) > shown else []
+    first = list(islice(records, shown))
     message = [
-        f"data set {dataset!r}: {len(faults)} of {lines} lines cannot be used, more than --max_fault_share {limit:g}:",
-        *map(str, faults[:shown]),
-        *more,
+        f"data set {dataset!r}: {faults} of {lines} lines cannot be used, more than --max_fault_share {limit:g}:",
+        *map(str, first),
+        *([f"... and {faults - shown} more"] if faults > shown else []),
         "mend these lines (all are listed in faults.jsonl of the output folder), or leave them out with a higher "
         "--max_fault_share",
     ]
-    raise TooManyFaults("\n".join(message), faults)
+    raise TooManyFaults("\n".join(message), chain(first, records))

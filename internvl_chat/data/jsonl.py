@@ -21,14 +21,14 @@ import numpy as np
 from internvl_chat.data.address import Address
 from internvl_chat.data.faults import MEDIA_FAULTS, Fault, FaultCode, FaultRecord
 from internvl_chat.data.manifest import DatasetSpec
-from internvl_chat.data.sample import Footprint, SampleMaker
+from internvl_chat.data.sample import Footprint, Limits, SampleMaker
 from internvl_chat.errors import DataError
 from internvl_chat.log import get_logger
 
 log = get_logger(__name__)
 
 # Goes into the key: raise it when the meaning of a column changes.
-FORMAT = 1
+FORMAT = 2
 INDEX_DTYPE = np.dtype([("offset", "<i8"), ("tokens", "<i4"), ("tiles", "<i4"), ("supervised", "<i4"), ("fault", "u1")])
 _BOM = b"\xef\xbb\xbf"
 _READ_BYTES = 1 << 26
@@ -73,11 +73,16 @@ class LineIndex:
 
 
 def open_index(
-    spec: DatasetSpec, maker: SampleMaker, index_dir: Path, workers: int = 1, rebuild: bool = False
+    spec: DatasetSpec,
+    maker: SampleMaker,
+    index_dir: Path,
+    workers: int = 1,
+    rebuild: bool = False,
+    look_again: bool = True,
 ) -> LineIndex:
     """The index of a data set, built if it is missing, the file changed, or ``rebuild``.
 
-    Lines whose pictures were missing or broken are looked at again each time: the user may have mended them.
+    With ``look_again`` lines whose pictures were missing or broken are measured anew: the user may have mended them.
     """
     index_dir.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(f"{FORMAT}\0{_content_digest(spec.annotation, index_dir)}\0{maker.fingerprint(spec)}".encode())
@@ -85,7 +90,7 @@ def open_index(
     if rebuild or not _is_index(path):
         _check_is_jsonl(spec)
         _replace(path, _build(spec, maker, workers))
-    else:
+    elif look_again:
         _look_again(path, spec, maker)
     return LineIndex(spec.annotation, path)
 
@@ -111,11 +116,18 @@ def _check_is_jsonl(spec: DatasetSpec) -> None:
         raise DataError(f"{where} {what}, not JSONL; {mend}")
 
 
+def usable_lines(index: LineIndex, limits: Limits) -> np.ndarray:
+    """bool (lines,): neither faulty nor larger than the run allows."""
+    table = index.table
+    good: np.ndarray = table["fault"] == 0
+    return good & (table["tokens"] <= limits.max_tokens) & (table["tiles"] <= limits.max_tiles)
+
+
 def explain_faults(index: LineIndex, spec: DatasetSpec, maker: SampleMaker) -> Iterator[FaultRecord]:
-    """Ledger entries of the faulty lines, in order; their reasons are found by measuring the lines again."""
-    for number in np.flatnonzero(index.table["fault"]):
+    """Ledger entries of the lines that are not usable, in order, found one by one by measuring them again."""
+    for number in np.flatnonzero(~usable_lines(index, maker.limits)):
         try:
-            maker.measure(index.line(int(number)), spec)
+            maker.check_limits(maker.measure(index.line(int(number)), spec))
         except Fault as fault:
             yield FaultRecord.of(fault, Address(spec.name, int(number)), spec.annotation, stage="index")
 

@@ -68,6 +68,7 @@ def make_loader(batches: MicroBatches, num_workers: int, pin_memory: bool, prefe
         num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=prefetch if num_workers else None,
-        persistent_workers=False,
+        # Workers get corpus and plans by forking; sent through a pipe they would be copied to each.
+        multiprocessing_context="fork" if num_workers else None,
         generator=torch.Generator().manual_seed(0),
     )

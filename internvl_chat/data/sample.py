@@ -65,18 +65,16 @@ class SampleMaker:
         """What a footprint in the index depends on besides the line itself."""
         settings = {k: v for k, v in asdict(self._settings(spec)).items() if k not in ("backend", "pad2square", "mean")}
         root = spec.root if "://" in spec.root else str(Path(spec.root).resolve())
-        return json.dumps([self.encoder.fingerprint(), settings, asdict(self.limits), root], sort_keys=True)
+        return json.dumps([self.encoder.fingerprint(), settings, root], sort_keys=True)
 
     def measure(self, line: bytes, spec: DatasetSpec) -> Footprint:
-        """Footprint from the text and the pictures' headers. Raises Fault."""
+        """Footprint from the text and the pictures' headers, whatever the limits. Raises Fault."""
         record = parse_record(line)
         settings = self._settings(spec).shared_among(len(record.images))
         sizes = [read_image_size(resolve_media(spec.root, name)) for name in record.images]
         counts = [count_tiles(*size, settings) for size in sizes]
         ids, labels = self.encoder.encode(record.turns, counts)
-        footprint = Footprint(len(ids), sum(counts), int((labels != IGNORE_INDEX).sum()))
-        self._check_limits(footprint)
-        return footprint
+        return Footprint(len(ids), sum(counts), int((labels != IGNORE_INDEX).sum()))
 
     def load(self, line: bytes, spec: DatasetSpec, address: Address, expected: Footprint | None = None) -> Sample:
         """The whole sample. Raises Fault, also when it is not the size that the index promised (``expected``)."""
@@ -99,7 +97,8 @@ class SampleMaker:
     def _settings(self, spec: DatasetSpec) -> TileSettings:
         return self.tiles if spec.max_dynamic_patch is None else replace(self.tiles, max_tiles=spec.max_dynamic_patch)
 
-    def _check_limits(self, footprint: Footprint) -> None:
+    def check_limits(self, footprint: Footprint) -> None:
+        """Raise Fault for a sample that is larger than this run allows."""
         if footprint.tokens > self.limits.max_tokens:
             raise Fault(
                 FaultCode.TOO_LONG,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from internvl_chat.errors import ConfigError, nearest
+from internvl_chat.log import get_logger
 
 PACKED = "packed"
 CHOICES = ("auto", PACKED, "sdpa", "eager", "flash_attention_2")
@@ -50,6 +52,10 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs
         )
+    if torch.is_autocast_enabled(query.device.type):
+        # Rotary embedding leaves query and key in float32, which the fast kernels do not take.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if query.shape[0] != 1 or query.shape[2] != sum(packed_lengths):
         raise ValueError(f"packed lengths sum to {sum(packed_lengths)}, the row has shape {tuple(query.shape)}")
@@ -172,7 +178,7 @@ def _per_sample(
 def _has_varlen_kernel(query: Tensor) -> bool:
     if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
         return False
-    if _flash_attn() is None and importlib.util.find_spec("torch.nn.attention.varlen") is None:
+    if _flash_attn() is None and _torch_varlen() is None:
         return False
     head_dim, generation = query.shape[-1], torch.cuda.get_device_capability(query.device)[0]
     return head_dim <= 256 and head_dim % 8 == 0 and generation >= 8  # the flash kernels start with Ampere
@@ -183,9 +189,23 @@ def _flash_attn() -> Any:
     """flash-attn's variable-length function if the package is there, else None; looked up once, at first use."""
     if importlib.util.find_spec("flash_attn") is None:
         return None
-    from flash_attn import flash_attn_varlen_func
-
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError as error:  # built for another torch
+        get_logger(__name__).warning("flash-attn is installed but cannot be loaded (%s): using torch's kernel", error)
+        return None
     return flash_attn_varlen_func
+
+
+@functools.lru_cache(maxsize=1)
+def _torch_varlen() -> Any:
+    """torch's variable-length function if this torch has it with today's arguments, else None."""
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return None
+    from torch.nn.attention.varlen import varlen_attn
+
+    wanted = {"scale", "window_size", "enable_gqa"}
+    return varlen_attn if wanted <= set(inspect.signature(varlen_attn).parameters) else None
 
 
 def _varlen(
@@ -206,10 +226,8 @@ def _varlen(
             q, k, v, cu_seqlens, cu_seqlens, longest, longest, softmax_scale=scaling, causal=causal, window_size=sides
         )
         return out.unsqueeze(0)
-    from torch.nn.attention.varlen import varlen_attn
-
     sides = (window - 1 if window is not None else -1, 0) if causal else (-1, -1)
     grouped = query.shape[1] != key.shape[1]
     lengths = (cu_seqlens, cu_seqlens, longest, longest)
-    result: Any = varlen_attn(q, k, v, *lengths, scale=scaling, window_size=sides, enable_gqa=grouped)
+    result: Any = _torch_varlen()(q, k, v, *lengths, scale=scaling, window_size=sides, enable_gqa=grouped)
     return result.unsqueeze(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -159,14 +161,19 @@ def save_model_folder(
     """
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    model.config.use_cache = True  # the Trainer says False, for itself; a reader of the folder wants to generate
     model.save_pretrained(folder, state_dict=state_dict, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
-    stops = list(stop_token_ids) if stop_token_ids is not None else [tokenizer.eos_token_id]
-    GenerationConfig(
+    _name_tokenizer_class(folder / "tokenizer_config.json")
+    generation = copy.deepcopy(model.language_model.generation_config)
+    known = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    stops = [*(stop_token_ids if stop_token_ids is not None else [tokenizer.eos_token_id]), *known]
+    generation.update(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=[i for i in stops if i is not None] or None,
+        eos_token_id=list(dict.fromkeys(i for i in stops if i is not None)) or None,
         pad_token_id=tokenizer.pad_token_id,
-    ).save_pretrained(folder)
+    )
+    generation.save_pretrained(folder)
     mean, std = IMAGE_STATISTICS[model.config.normalize_type]
     preprocessor = {
         "crop_size": model.config.image_size,
@@ -184,6 +191,28 @@ def save_model_folder(
     for shard in folder.glob("*.safetensors"):
         # Written through a private temporary file: give it the rights of the others, for colleagues to read.
         shard.chmod(written.stat().st_mode)
+
+
+def load_weights(model: InternVLChatModel, folder: Path) -> None:
+    """Fill a model that is in memory with the safetensors of a folder. Raises CheckpointError unless all fit."""
+    state: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        state.update(load_file(file))
+    result = model.load_state_dict(state, strict=False)
+    missing = [name for name in result.missing_keys if name not in model.all_tied_weights_keys]
+    if missing or result.unexpected_keys:
+        raise CheckpointError(
+            f"{folder}: its weights are not those of this model (missing: {', '.join(missing[:4]) or 'none'}; "
+            f"unexpected: {', '.join(result.unexpected_keys[:4]) or 'none'}); resume with the model it was made with"
+        )
+
+
+def _name_tokenizer_class(path: Path) -> None:
+    """Readers before transformers 5 know the class of a tokenizer.json by its old name only."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if values.get("tokenizer_class") == "TokenizersBackend":
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def checkpoint_keys(folder: Path) -> set[str]:

@@ -19,7 +19,7 @@ from internvl_chat.errors import ConfigError
 from internvl_chat.model.attention import PACKED, pack_kwargs, register_packed_attention, restarts
 from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.model.llm import llm_spec
-from internvl_chat.model.loss import ChunkedLMHead, divide_loss, next_token_targets
+from internvl_chat.model.loss import ChunkedLMHead, compute_dtype, divide_loss, next_token_targets
 from internvl_chat.model.projector import build_projector, project
 from internvl_chat.model.vit import InternVisionModel
 
@@ -240,14 +240,20 @@ class InternVLChatModel(PreTrainedModel):
     ) -> tuple[Tensor, Tensor | None]:
         """Weighted loss, and the logits (B, T, V) if they are asked for; the head runs once either way."""
         place, target, weight = next_token_targets(labels, loss_weight, cu_seqlens)
-        logits: Tensor | None = None
+        denominator = weight.sum() if num_items_in_batch is None else num_items_in_batch
+        # Dividing the float32 weights keeps the factor exact; bf16 gradients would be scaled by a rounded one. fp16
+        # gradients would vanish that way, so there the sum is divided, after the loss scale has entered.
+        early = compute_dtype(hidden, self._head().weight) != torch.float16
+        if early:
+            weight = divide_loss(weight, denominator)
+        logits = None
         if return_logits:
             logits = self._head()(hidden)
             chosen = logits.flatten(0, 1)[place].float()
             total = (F.cross_entropy(chosen, target, reduction="none") * weight).sum()
         else:
             total = self._head()(hidden.flatten(0, 1).index_select(0, place), targets=target, weights=weight)
-        return divide_loss(total, weight.sum() if num_items_in_batch is None else num_items_in_batch), logits
+        return total if early else divide_loss(total, denominator), logits
 
     @torch.no_grad()
     def generate(

@@ -75,7 +75,7 @@ def next_token_targets(labels: Tensor, weights: Tensor | None, cu_seqlens: Tenso
 
 
 def divide_loss(total: Tensor, denominator: Tensor | float | int) -> Tensor:
-    """``total / denominator``, and 0 instead of NaN for a batch in which nothing is supervised."""
+    """``total / denominator`` element by element, and no NaN for a batch in which nothing is supervised."""
     bottom = torch.as_tensor(denominator, dtype=total.dtype, device=total.device)
     return total / torch.where(bottom > 0, bottom, torch.ones_like(bottom))
 
@@ -89,7 +89,12 @@ class ChunkedLMHead(nn.Linear):
 
     @classmethod
     def adopt(cls, linear: nn.Linear) -> ChunkedLMHead:
-        """The same layer with the same Parameter objects (tied, partitioned or on meta: nothing is touched)."""
+        """The same layer with the same Parameter objects (tied, partitioned or on meta: nothing is touched).
+
+        Raises ConfigError for a layer that is more than a plain Linear (a LoRA wrapper): it would lose what it adds.
+        """
+        if type(linear) is not nn.Linear:
+            raise ConfigError(f"the output layer is a {type(linear).__name__}; it must be a plain Linear")
         head = cls.__new__(cls)
         nn.Module.__init__(head)
         head.in_features, head.out_features = linear.in_features, linear.out_features
@@ -127,15 +132,19 @@ def chunked_cross_entropy(
     """
     if hidden.dim() != 2 or targets.shape != hidden.shape[:1] or weights.shape != targets.shape:
         raise ValueError(f"shapes do not fit: {tuple(hidden.shape)}, {tuple(targets.shape)}, {tuple(weights.shape)}")
-    kind = hidden.device.type
-    if torch.is_autocast_enabled(kind):
-        compute = torch.get_autocast_dtype(kind)
-    else:
-        compute = torch.promote_types(hidden.dtype, weight.dtype)
+    compute = compute_dtype(hidden, weight)
     rows = chunk or max(1, min(MAX_LOGITS // weight.shape[0], max(1, hidden.shape[0])))
     need_grad = torch.is_grad_enabled()
     total: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, bias, targets, weights, rows, compute, need_grad)
     return total
+
+
+def compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """What the output layer multiplies in: autocast's dtype where that is on, else the wider of the two."""
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return torch.promote_types(hidden.dtype, weight.dtype)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -7,18 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from internvl_chat.data.plan.schedule import Schedule
 
 
 class TrueEpoch(TrainerCallback):
-    """The library sees the run as one pass over one loader; logs and checkpoints should show real epochs."""
+    """The library sees the run as one pass over one loader; here epochs are counted, logged and saved as they are."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         state.epoch = self.schedule.epoch_at(state.global_step)
+        epoch, step = self.schedule.locate(state.global_step - 1)
+        if step + 1 == len(self.schedule.plan(epoch).steps):
+            control.should_save |= args.save_strategy == SaveStrategy.EPOCH
+            control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH
 
 
 class JsonLinesLog(TrainerCallback):

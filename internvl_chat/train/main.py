@@ -34,23 +34,25 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
     resume = dist.decide_on_main(
         lambda: state.find_resume(output_dir, args.overwrite_output_dir, args.resume_from_checkpoint)
     )
+    state.check_model_survives(output_dir, Path(str(model_args.model_name_or_path)), not resume)
     config = setup.read_config(model_args, data_args)
     tokenizer = load_tokenizer(str(model_args.model_name_or_path))
     try:
-        batches = _prepare_data(config, tokenizer, data_args, args, resume)
+        batches = _prepare_data(config, tokenizer, data_args, args, resume[1].step if resume else None)
     except TooManyFaults as error:
         if dist.rank() == 0:
             Ledger(output_dir / "faults.jsonl").rewrite(error.records)
         raise
+    now = setup.data_state(batches, step=0)
+    dist.check_agreement("data", now.plan, "are all pictures and annotations visible on every node?")
     if resume:
-        state.check_same_run(resume, setup.data_state(batches, step=0))
-    elif dist.rank() == 0:
-        # Only now: nothing of an old run is deleted for a new one that could not have started.
-        state.clear_old_run(output_dir)
-        Ledger(output_dir / "faults.jsonl").rewrite(batches.corpus.left_out)
+        state.check_same_run(*resume, now)
 
     set_seed(args.seed)
     model = _prepare_model(model_args, data_args, args)
+    if dist.rank() == 0:
+        # Only now: nothing of an old run is deleted for a new one that could not have started.
+        _tidy_output_dir(output_dir, args.overwrite_output_dir, batches, resume is not None)
     rank = dist.rank()
     trainer = InternVLTrainer(
         model,
@@ -63,7 +65,7 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
     )
     trainer.add_callback(TrueEpoch(batches.schedule))
     trainer.add_callback(JsonLinesLog(output_dir / "train_log.jsonl"))
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.train(resume_from_checkpoint=str(resume[0]) if resume else None)
     trainer.save_model()
     trainer.save_state()
     log.info("the model is in %s; try it: internvl chat %s", output_dir, output_dir)
@@ -85,24 +87,35 @@ def _start(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainArg
 
 
 def _prepare_data(
-    config: InternVLChatConfig, tokenizer: Any, data: DataArguments, args: TrainArguments, resume: Path | None
+    config: InternVLChatConfig, tokenizer: Any, data: DataArguments, args: TrainArguments, resume_step: int | None
 ) -> MicroBatches:
     """Manifest -> index -> plan -> this rank's micro-batches of the whole run, or of what is left of it."""
     with dist.local_main_first():
-        corpus = setup.build_corpus(config, tokenizer, data, args.seed)
+        # A resumed run needs the lines it began with: a picture that was mended since stays out until the next run.
+        look_again = resume_step is None and dist.is_local_main()
+        corpus = setup.build_corpus(config, tokenizer, data, args.seed, look_again)
     schedule = setup.build_schedule(corpus, config, data, args)
     num_steps = args.max_steps if args.max_steps > 0 else schedule.steps_in(args.num_train_epochs)
-    first_step = min(state.read_marker(resume).step, num_steps) if resume else 0
+    first_step = min(resume_step or 0, num_steps)
     log.info(
         "%d steps of %s, %.2f epochs of %d samples%s",
         num_steps,
         schedule.describe(),
         schedule.epoch_at(num_steps),
         len(corpus),
-        f", resuming after step {first_step}" if resume else "",
+        f", resuming after step {first_step}" if resume_step is not None else "",
     )
     place = Place(dist.rank(), dist.world_size(), args.gradient_accumulation_steps)
     return MicroBatches(corpus, schedule, place, first_step, num_steps, tokenizer.pad_token_id or 0)
+
+
+def _tidy_output_dir(output_dir: Path, overwrite: bool, batches: MicroBatches, resumed: bool) -> None:
+    """Remove what is in the way of this run, and list the lines that it leaves out."""
+    if resumed:
+        state.clear_unfinished(output_dir)
+        return
+    state.clear_old_run(output_dir, overwrite)
+    Ledger(output_dir / "faults.jsonl").write(batches.corpus.left_out())
 
 
 def _prepare_model(model_args: ModelArguments, data_args: DataArguments, args: TrainArguments) -> InternVLChatModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,9 @@ def read_config(model: ModelArguments, data: DataArguments) -> InternVLChatConfi
     return config
 
 
-def build_corpus(config: InternVLChatConfig, tokenizer: Any, data: DataArguments, seed: int) -> Corpus:
+def build_corpus(
+    config: InternVLChatConfig, tokenizer: Any, data: DataArguments, seed: int, look_again: bool
+) -> Corpus:
     """Manifest -> indexed corpus. Raises ConfigError or DataError with all that is wrong."""
     max_tiles = data.num_images_expected if data.use_packed_ds else _NO_LIMIT
     maker = SampleMaker(
@@ -77,7 +80,8 @@ def build_corpus(config: InternVLChatConfig, tokenizer: Any, data: DataArguments
         maker,
         Path(data.index_dir) if data.index_dir else cache / "index",
         workers=data.index_workers or os.cpu_count() or 1,
-        rebuild=data.rebuild_index,
+        rebuild=data.rebuild_index and dist.is_local_main(),
+        look_again=look_again,
         max_fault_share=data.max_fault_share,
     )
 
@@ -111,14 +115,15 @@ def build_schedule(corpus: Corpus, config: InternVLChatConfig, data: DataArgumen
 def _plan_id(corpus: Corpus, schedule: Schedule) -> str:
     """Hash of all that decides which sample stands where: index files, repeats, budgets."""
     data = [[i.table_path.name, s.name, s.repeat_time] for s, i in zip(corpus.specs, corpus.indexes, strict=True)]
-    sizes = [len(corpus), int(corpus.tokens.sum()), int(corpus.tiles.sum())]
+    sizes = [len(corpus), int(corpus.tokens.sum()), int(corpus.tiles.sum()), zlib.crc32(corpus.line.tobytes())]
     return hashlib.sha256(json.dumps([data, sizes, asdict(schedule.settings)]).encode()).hexdigest()[:16]
 
 
 def data_state(batches: MicroBatches, step: int) -> DataState:
     """What a run that is resumed after ``step`` must share with this one."""
     settings = batches.schedule.settings
-    return DataState(step, settings.seed, settings.packs_per_step, _plan_id(batches.corpus, batches.schedule))
+    plan = _plan_id(batches.corpus, batches.schedule)
+    return DataState(step, settings.seed, settings.packs_per_step, plan, batches.num_steps, batches.place.world_size)
 
 
 def build_model(model: ModelArguments, data: DataArguments, args: TrainArguments) -> InternVLChatModel:

@@ -1,8 +1,13 @@
-"""Checkpoints: complete or ignored. Which one to resume from, and whether it belongs to this run."""
+"""Checkpoints: complete or ignored. Which one to resume from, and whether it belongs to this run.
+
+A folder that is being written holds ``internvl_saving.json``; when all ranks are done, ``internvl_state.json`` takes
+its place. Only folders with one of the two are ever deleted without being asked.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import asdict, dataclass
@@ -13,32 +18,50 @@ from internvl_chat.log import get_logger
 
 log = get_logger(__name__)
 
-# Written last: a folder without it was interrupted while being saved.
 MARKER = "internvl_state.json"
+SAVING = "internvl_saving.json"
 _NAME = re.compile(r"checkpoint-(\d+)$")
+# Set by SLURM and torchrun when they start the same job again.
+_RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
 @dataclass(frozen=True)
 class DataState:
-    """All that the data need to go on: the step, and what the plan depends on."""
+    """All that the data need to go on: the step, and what the plan and the schedule depend on."""
 
     step: int
     seed: int
     packs_per_step: int
     plan: str
+    num_steps: int
+    world_size: int
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """All folders named checkpoint-N, by N."""
+    found = [(int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := _NAME.search(path.name))]
+    return [path for _, path in sorted(found)]
 
 
 def complete_checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    found = [(int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := _NAME.search(path.name))]
-    return [path for _, path in sorted(found) if (path / MARKER).is_file()]
+    return [path for path in checkpoints(output_dir) if (path / MARKER).is_file()]
 
 
-def write_marker(checkpoint: Path, state: DataState) -> None:
+def begin_saving(checkpoint: Path) -> None:
+    """Claim a folder for a checkpoint; what an interrupted save left in it is removed."""
+    if checkpoint.exists():
+        _delete(checkpoint)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / SAVING).write_text("{}\n", encoding="utf-8")
+
+
+def finish_saving(checkpoint: Path, state: DataState) -> None:
     """Declare a checkpoint complete."""
     temporary = checkpoint / f"{MARKER}.tmp"
     temporary.write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
     temporary.replace(checkpoint / MARKER)
+    (checkpoint / SAVING).unlink(missing_ok=True)
 
 
 def read_marker(checkpoint: Path) -> DataState:
@@ -47,67 +70,94 @@ def read_marker(checkpoint: Path) -> DataState:
         return DataState(**json.loads((checkpoint / MARKER).read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{checkpoint} is not a complete checkpoint ({MARKER} is missing): its saving was interrupted, or it "
-            "is a model folder; resume from another, or start from it with --model_name_or_path"
+            f"{checkpoint} is not a complete checkpoint ({MARKER} is missing): its saving was interrupted, it holds "
+            "only a model, or another program wrote it; resume from another, or start from it with --model_name_or_path"
         ) from error
     except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{checkpoint / MARKER} cannot be read ({error}); resume from another checkpoint"
-        ) from error
+        raise CheckpointError(f"{checkpoint / MARKER} cannot be read ({error}); resume from another one") from error
 
 
-def find_resume(output_dir: Path, overwrite: bool, requested: str | None) -> Path | None:
-    """The checkpoint to go on from, None for a fresh start.
+def find_resume(output_dir: Path, overwrite: bool, requested: str | None) -> tuple[Path, DataState] | None:
+    """The checkpoint to go on from with its state, None for a fresh start.
 
-    An output folder with complete checkpoints is resumed unless ``overwrite``. Raises ConfigError for a folder that
-    holds something else.
+    An output folder with complete checkpoints is resumed unless ``overwrite``; a job that SLURM or torchrun started
+    again always is. Raises ConfigError for a folder that holds something else.
     """
+    complete = complete_checkpoints(output_dir)
     if requested and requested.lower() not in ("true", "false"):
-        path = Path(requested)
-        read_marker(path)
-        return path
-    checkpoints = complete_checkpoints(output_dir)
-    if overwrite:
-        return None
-    if checkpoints:
-        return checkpoints[-1]
+        state = read_marker(Path(requested))
+        later = [path.name for path in complete if read_marker(path).step > state.step]
+        if later:
+            raise ConfigError(
+                f"--resume_from_checkpoint {requested}: {output_dir} holds later ones ({', '.join(later)}), which "
+                "would be mixed up with those of this run; delete or move them, or choose another --output_dir"
+            )
+        return Path(requested), state
+    restarted = any(os.environ.get(name, "0") not in ("", "0") for name in _RESTART_COUNTS)
+    if complete and (restarted or not overwrite):
+        return complete[-1], read_marker(complete[-1])
     if requested and requested.lower() == "true":
         raise ConfigError(f"--resume_from_checkpoint True: no complete checkpoint in {output_dir}")
-    leftovers = [path.name for path in output_dir.iterdir()] if output_dir.is_dir() else []
-    if any(
-        name == "config.json" or (_NAME.search(name) is None and name.endswith(".safetensors")) for name in leftovers
-    ):
-        raise ConfigError(
-            f"--output_dir {output_dir} already holds a model but no checkpoint to resume from; choose another folder, "
-            "or start again in it with --overwrite_output_dir True"
-        )
+    if not overwrite and output_dir.is_dir():
+        _refuse_foreign(output_dir)
     return None
 
 
-def check_same_run(checkpoint: Path, state: DataState) -> None:
+def _refuse_foreign(output_dir: Path) -> None:
+    foreign = [path.name for path in checkpoints(output_dir) if not (path / SAVING).is_file()]
+    models = [name for name in ("config.json", "model.safetensors") if (output_dir / name).exists()]
+    if foreign or models:
+        raise ConfigError(
+            f"--output_dir {output_dir} already holds {', '.join(foreign + models)}, but nothing this program can "
+            "resume; choose another folder, or delete what is in it and start again with --overwrite_output_dir True"
+        )
+
+
+def check_same_run(checkpoint: Path, old: DataState, new: DataState) -> None:
     """Raise CheckpointError unless the checkpoint was made with the same data, seed and packs per step."""
-    old = read_marker(checkpoint)
     differing = [
-        f"{name}: {getattr(old, name)} then, {getattr(state, name)} now"
+        f"{name}: {getattr(old, name)} then, {getattr(new, name)} now"
         for name in ("seed", "packs_per_step", "plan")
-        if getattr(old, name) != getattr(state, name)
+        if getattr(old, name) != getattr(new, name)
     ]
     if differing:
         raise CheckpointError(
             f"{checkpoint} cannot be resumed exactly, the data plan differs ({'; '.join(differing)}); packs_per_step "
-            "is ranks x accumulation x batch size, plan a hash of data, tokenizer and budgets; restore them, or start "
-            "again from its weights with --model_name_or_path and a new --output_dir"
+            "is ranks x accumulation x batch size, plan a hash of data, tokenizer, usable lines and budgets; restore "
+            "them, or start again from its weights with --model_name_or_path and a new --output_dir"
+        )
+    for name, what in (("num_steps", "the learning-rate schedule"), ("world_size", "dropout")):
+        if getattr(old, name) != getattr(new, name):
+            log.warning(
+                "resuming with %s %s instead of %s: %s will not be as it would have been",
+                name, getattr(new, name), getattr(old, name), what,
+            )  # fmt: skip
+
+
+def check_model_survives(output_dir: Path, model: Path, overwrite: bool) -> None:
+    """Raise ConfigError when a fresh start would delete the very folder it starts from."""
+    doomed = [path.resolve() for path in checkpoints(output_dir)]
+    if overwrite and model.resolve() in doomed:
+        raise ConfigError(
+            f"--overwrite_output_dir True would delete {model}, the model to start from; choose another --output_dir"
         )
 
 
-def clear_old_run(output_dir: Path) -> None:
-    """Make room for a fresh start: checkpoints and ledgers of the run before it are deleted."""
+def clear_old_run(output_dir: Path, overwrite: bool) -> None:
+    """Make room for a fresh start. Without ``overwrite`` only what interrupted saves of this program left goes."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    for checkpoint in output_dir.glob("checkpoint-*"):
-        if _NAME.search(checkpoint.name):
+    for checkpoint in checkpoints(output_dir):
+        if overwrite or ((checkpoint / SAVING).is_file() and not (checkpoint / MARKER).is_file()):
             _delete(checkpoint)
     for ledger in output_dir.glob("faults*.jsonl"):
         ledger.unlink()
+
+
+def clear_unfinished(output_dir: Path) -> None:
+    """Delete what interrupted saves left behind, before a run goes on from a complete checkpoint."""
+    for checkpoint in checkpoints(output_dir):
+        if (checkpoint / SAVING).is_file() and not (checkpoint / MARKER).is_file():
+            _delete(checkpoint)
 
 
 def keep_newest(output_dir: Path, count: int) -> None:
@@ -119,5 +169,6 @@ def keep_newest(output_dir: Path, count: int) -> None:
 def _delete(checkpoint: Path) -> None:
     log.info("deleting old checkpoint %s", checkpoint)
     # The marker goes first: a deletion that is cut short must not leave half a checkpoint that looks whole.
-    (checkpoint / MARKER).unlink(missing_ok=True)
+    if (checkpoint / MARKER).is_file():
+        (checkpoint / MARKER).replace(checkpoint / SAVING)
     shutil.rmtree(checkpoint, ignore_errors=True)

@@ -24,13 +24,13 @@ from internvl_chat.data.faults import Ledger
 from internvl_chat.data.loader import MicroBatches, make_loader
 from internvl_chat.data.template import template_of
 from internvl_chat.errors import DataError
-from internvl_chat.model.build import save_model_folder
+from internvl_chat.model.build import load_weights, save_model_folder
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.loss import token_weights
 from internvl_chat.train import dist
 from internvl_chat.train.metrics import COLUMNS, Meter, step_counts
 from internvl_chat.train.setup import data_state
-from internvl_chat.train.state import keep_newest, write_marker
+from internvl_chat.train.state import begin_saving, finish_saving, keep_newest
 
 
 class InternVLTrainer(Trainer):
@@ -60,6 +60,7 @@ class InternVLTrainer(Trainer):
         self.max_faults = max_faults
         self.meter = Meter(dist.world_size())
         self._step_loss = torch.zeros(())
+        self._grad_norm: Any = None
         self._step_samples: list[str] = []
         self.add_callback(_CheckStep(self))
 
@@ -94,7 +95,7 @@ class InternVLTrainer(Trainer):
             capacity if settings.packed else padded,
             waited,
         )
-        counts = dist.sum_over_ranks(counts, device)
+        counts = dist.sum_over_ranks(counts)
         self.meter.add(counts)
         if self.meter.faults_in_all > self.max_faults:
             raise DataError(
@@ -130,12 +131,21 @@ class InternVLTrainer(Trainer):
         self._step_loss = self._step_loss + loss
         return loss
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        self._grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self._grad_norm
+
     def check_step(self) -> None:
-        """Raise DataError unless the loss of the step that just ended is finite. One device sync per step."""
+        """Raise DataError on every rank unless loss and gradient of the step are finite. One device sync per step."""
         loss, self._step_loss = float(self._step_loss), torch.zeros(())
-        if not math.isfinite(loss):
+        norm = 0.0 if self._grad_norm is None else float(self._grad_norm)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if dist.any_rank(not finite):
+            found = (
+                f"loss is {loss}, gradient norm {norm}" if not finite else "loss or gradient is not finite elsewhere"
+            )
             raise DataError(
-                f"loss is {loss} at step {self.state.global_step} on rank {dist.rank()}; samples of this step: "
+                f"{found}, in step {self.state.global_step + 1} on rank {dist.rank()}; samples of this step: "
                 f"{', '.join(self._step_samples)}; look at them, lower --learning_rate, or use bf16 instead of fp16"
             )
 
@@ -157,23 +167,32 @@ class InternVLTrainer(Trainer):
         save_model_folder(model, tokenizer, folder, state_dict=state_dict, stop_token_ids=[stop])
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        output_dir = Path(self._get_output_dir(trial))
+        checkpoint = output_dir / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            begin_saving(checkpoint)
+        dist.barrier()
         super()._save_checkpoint(model, trial)
         dist.barrier()
-        if self.is_world_process_zero():
-            output_dir = Path(self._get_output_dir(trial))
-            write_marker(
-                output_dir / f"checkpoint-{self.state.global_step}", data_state(self.batches, self.state.global_step)
-            )
+        # With --save_only_model there is nothing to resume from, so the folder is never declared a checkpoint.
+        if self.is_world_process_zero() and not self.args.save_only_model:
+            finish_saving(checkpoint, data_state(self.batches, self.state.global_step))
             if self._keep_checkpoints:
                 keep_newest(output_dir, self._keep_checkpoints)
         dist.barrier()
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Weights of a checkpoint, every one of them (the library would only warn about missing ones)."""
+        load_weights(cast("InternVLChatModel", self.model), Path(resume_from_checkpoint))
+
 
 class _CheckStep(TrainerCallback):
-    """Looks at the loss before anything of the step is logged or saved."""
+    """Looks at loss and gradient before the optimizer uses them (DeepSpeed: before anything is logged or saved)."""
 
     def __init__(self, trainer: InternVLTrainer) -> None:
         self._trainer = trainer
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._trainer.check_step()

@@ -163,7 +163,7 @@ def test_bad_pictures(qwen: Loaded, tmp_path: Path, pictures: list[Path]) -> Non
     missing, text, cut = tmp_path / "no.png", tmp_path / "text.png", tmp_path / "cut.png"
     text.write_text("not a picture")
     cut.write_bytes(pictures[0].read_bytes()[:-200])
-    for path, message in ((missing, "does not exist; check the path"), (text, "cannot be opened"), (cut, "cannot be")):
+    for path, message in ((missing, "does not exist; check the path"), (text, "not a picture"), (cut, "cannot be")):
         with pytest.raises(DataError, match=message) as caught:
             Chat(qwen).ask("What?", [path])
         assert path.name in str(caught.value)

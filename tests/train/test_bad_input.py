@@ -81,8 +81,8 @@ def test_misspelt_manifest_key_gets_the_nearest(fail: Fail, tmp_path: Path) -> N
 def test_annotation_that_is_one_json_array(fail: Fail) -> None:
     pretty = json.dumps([line_with()], indent=1).splitlines()
     message = fail(lines=pretty)
-    assert "not JSON" in message
-    assert "one JSON object per line (JSONL)" in message
+    assert "one JSON array, not JSONL" in message
+    assert "one object per line" in message
 
 
 def test_unknown_template(fail: Fail) -> None:

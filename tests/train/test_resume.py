@@ -13,16 +13,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from internvl_chat import cli
 from internvl_chat.errors import CheckpointError, ConfigError
 from internvl_chat.train.state import (
     MARKER,
     DataState,
+    begin_saving,
+    check_model_survives,
+    clear_old_run,
+    clear_unfinished,
     complete_checkpoints,
     find_resume,
+    finish_saving,
     keep_newest,
-    write_marker,
 )
 from tests.train.runs import environment, flags, log_of, losses, run_all, weights
 from tests.train.test_zero import zero_config
@@ -114,16 +119,68 @@ def test_every_checkpoint_resumes_to_the_same_end(whole: Path, tiny: Path, mixed
             assert torch.equal(tensor, weights(tmp_path / checkpoint.name)[name]), (checkpoint.name, name)
 
 
-def test_checkpoint_without_marker_is_ignored(tmp_path: Path) -> None:
-    for step in (2, 4, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
+def make_checkpoint(folder: Path, step: int, complete: bool = True) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    begin_saving(checkpoint)
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    if complete:
+        finish_saving(checkpoint, DataState(step, 0, 1, "x", 100, 1))
+    return checkpoint
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+def test_interrupted_save_is_ignored_and_removed(tmp_path: Path) -> None:
     for step in (2, 4):
-        write_marker(tmp_path / f"checkpoint-{step}", DataState(step, 0, 1, "x"))
+        make_checkpoint(tmp_path, step)
+    make_checkpoint(tmp_path, 10, complete=False)
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
-    assert find_resume(tmp_path, overwrite=False, requested=None) == tmp_path / "checkpoint-4"
-    assert find_resume(tmp_path, overwrite=True, requested=None) is None
+    found = find_resume(tmp_path, overwrite=False, requested=None)
+    assert found is not None
+    assert found[0].name == "checkpoint-4"
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         find_resume(tmp_path, overwrite=False, requested=str(tmp_path / "checkpoint-10"))
+    clear_unfinished(tmp_path)
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_overwrite_starts_again_but_a_requeued_job_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_checkpoint(tmp_path, 4)
+    assert find_resume(tmp_path, overwrite=True, requested=None) is None
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    found = find_resume(tmp_path, overwrite=True, requested=None)
+    assert found is not None
+    assert found[1].step == 4
+
+
+def test_checkpoints_of_another_program_are_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-1000").mkdir()
+    (tmp_path / "checkpoint-1000" / "model.safetensors").write_bytes(b"precious")
+    with pytest.raises(ConfigError, match="already holds checkpoint-1000"):
+        find_resume(tmp_path, overwrite=False, requested=None)
+    clear_old_run(tmp_path, overwrite=False)
+    clear_unfinished(tmp_path)
+    assert names(tmp_path) == ["checkpoint-1000"]
+    clear_old_run(tmp_path, overwrite=True)
+    assert names(tmp_path) == []
+
+
+def test_model_to_start_from_is_not_overwritten(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path, 3)
+    with pytest.raises(ConfigError, match="would delete"):
+        check_model_survives(tmp_path, checkpoint, overwrite=True)
+    check_model_survives(tmp_path, checkpoint, overwrite=False)
+    check_model_survives(tmp_path / "other", checkpoint, overwrite=True)
+
+
+def test_going_back_to_an_older_checkpoint_wants_the_later_ones_away(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        make_checkpoint(tmp_path, step)
+    with pytest.raises(ConfigError, match="checkpoint-2, checkpoint-3"):
+        find_resume(tmp_path, overwrite=False, requested=str(tmp_path / "checkpoint-1"))
+    assert find_resume(tmp_path / "new", overwrite=False, requested=str(tmp_path / "checkpoint-1")) is not None
 
 
 def test_resume_true_needs_a_checkpoint(tmp_path: Path) -> None:
@@ -133,10 +190,16 @@ def test_resume_true_needs_a_checkpoint(tmp_path: Path) -> None:
 
 def test_old_checkpoints_are_deleted_oldest_first(tmp_path: Path) -> None:
     for step in (9, 10, 100):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        write_marker(tmp_path / f"checkpoint-{step}", DataState(step, 0, 1, "x"))
+        make_checkpoint(tmp_path, step)
+    make_checkpoint(tmp_path, 11, complete=False)
     keep_newest(tmp_path, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100"]
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-100", "checkpoint-11"]
+
+
+def test_saving_again_starts_from_an_empty_folder(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path, 5, complete=False)
+    begin_saving(checkpoint)
+    assert not (checkpoint / "model.safetensors").exists()
 
 
 @pytest.mark.slow
@@ -179,3 +242,38 @@ def test_final_folder_loads_in_a_fresh_process(whole: Path) -> None:
     assert done.stdout.strip().endswith("True"), done.stderr[-2000:]
     saved = json.loads((whole / "generation_config.json").read_text())
     assert saved["eos_token_id"], "the stop marker of the template must end an answer"
+
+
+@pytest.mark.slow
+def test_mended_picture_does_not_stop_a_resumed_run(tiny: Path, tmp_path: Path) -> None:
+    """A line that was faulty when the run began stays out of it, also when its picture has come back since."""
+    lines = [
+        {"image": f"{number}.png", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]}
+        for number in range(4)
+    ]
+    for number in range(3):
+        Image.new("RGB", (30, 30)).save(tmp_path / f"{number}.png")
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "a.json").write_text(
+        json.dumps({"a": {"root": str(tmp_path), "annotation": str(tmp_path / "a.jsonl")}})
+    )
+    words = flags(
+        tiny, tmp_path / "a.json", tmp_path / "out", max_fault_share=0.5, save_strategy="steps", save_steps=1,
+        num_train_epochs=2, save_total_limit=2,
+    )  # fmt: skip
+    assert cli.main(["train", *words]) == 0
+    whole = losses(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "checkpoint-6")
+    Image.new("RGB", (30, 30)).save(tmp_path / "3.png")
+    assert cli.main(["train", *words]) == 0
+    assert losses(tmp_path / "out") == whole
+    assert names(tmp_path / "out") == ["checkpoint-5", "checkpoint-6"]
+
+
+@pytest.mark.slow
+def test_checkpoints_without_optimizer_are_not_resumed(tiny: Path, mixed_data: Path, tmp_path: Path) -> None:
+    words = flags(tiny, mixed_data, tmp_path, save_strategy="epoch", save_only_model=True, num_train_epochs=2)
+    assert cli.main(["train", *words]) == 0
+    assert names(tmp_path) == ["checkpoint-16", "checkpoint-8"], "one at the end of each epoch"
+    assert complete_checkpoints(tmp_path) == []
+    assert (tmp_path / "checkpoint-8" / "model.safetensors").is_file()

@@ -13,6 +13,9 @@ import numpy as np
 from internvl_chat.data.plan.group import group_samples
 from internvl_chat.data.plan.pack import pack_samples
 
+# Packs of this many steps are sorted by cost together.
+_STEPS_PER_SORT = 32
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -78,7 +81,7 @@ def _pack_costs(tokens: np.ndarray, tiles: np.ndarray, starts: np.ndarray, cost:
 
 def _arrange_steps(costs: np.ndarray, per_step: int, rng: np.random.Generator, sort: bool) -> np.ndarray:
     """Packs of like cost share a step, so that ranks wait little for each other; then the steps are shuffled."""
-    numbers = np.argsort(-costs, kind="stable") if sort else np.arange(len(costs))
+    numbers = _sort_in_windows(costs, _STEPS_PER_SORT * per_step, rng) if sort else np.arange(len(costs))
     steps = -(-len(costs) // per_step)
     padded = np.full(steps * per_step, -1, np.int64)
     padded[: len(numbers)] = numbers
@@ -87,6 +90,16 @@ def _arrange_steps(costs: np.ndarray, per_step: int, rng: np.random.Generator, s
         return table[rng.permutation(steps)]
     by_cost = np.argsort(np.where(table < 0, np.inf, -costs[table]), axis=1, kind="stable")
     return np.take_along_axis(table, by_cost, axis=1)
+
+
+def _sort_in_windows(costs: np.ndarray, window: int, rng: np.random.Generator) -> np.ndarray:
+    """Pack numbers in random windows, heaviest first in each: like cost side by side, yet each window a fair sample.
+
+    Sorted over the whole epoch, text-only packs would gather in steps of their own.
+    """
+    order = rng.permutation(len(costs))
+    parts = [order[start : start + window] for start in range(0, len(order), window)]
+    return np.concatenate([part[np.argsort(-costs[part], kind="stable")] for part in parts])
 
 
 class Schedule:

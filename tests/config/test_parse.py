@@ -1,0 +1,276 @@
+"""From words or a JSON file to arguments: every way of writing a flag, and one clear line for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from internvl_chat.config.data import DataArguments
+from internvl_chat.config.model import ModelArguments
+from internvl_chat.config.parse import parse_arguments
+from internvl_chat.config.train import TrainArguments
+from internvl_chat.errors import ConfigError
+from tests.config.helpers import Parse, Refuse
+
+# -- ways to write a flag -----------------------------------------------------------------------------------------
+
+
+def test_the_three_required_flags_are_enough(parse: Parse) -> None:
+    model, data, train = parse()
+    assert (model.freeze_llm, data.use_packed_ds, train.learning_rate) == (False, False, 5e-5)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--learning_rate", "4e-5"],
+        ["--learning_rate=4e-5"],
+        ["--learning-rate", "4e-5"],
+        ["--learning-rate=4e-5"],
+        ["--learning_rate", "1", "--learning_rate", "4e-5"],
+        ["--learning_rate=1", "--learning-rate=4e-5"],
+    ],
+)
+def test_a_value_may_follow_or_be_joined_and_the_last_one_counts(parse: Parse, words: list[str]) -> None:
+    """A script puts "$@" last so that a user overrides a flag by appending it."""
+    assert parse(*words)[2].learning_rate == 4e-5
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--freeze_llm"], True),
+        (["--freeze_llm", "True"], True),
+        (["--freeze_llm", "true"], True),
+        (["--freeze_llm=1"], True),
+        (["--freeze_llm", "False"], False),
+        (["--freeze_llm=no"], False),
+        (["--freeze_llm", "--freeze_mlp"], True),
+    ],
+)
+def test_a_switch_is_bare_or_has_a_value(parse: Parse, words: list[str], value: bool) -> None:
+    assert parse(*words)[0].freeze_llm is value
+
+
+def test_a_switch_that_is_on_by_default_has_its_negation(parse: Parse) -> None:
+    assert parse()[0].grad_checkpoint is True
+    assert parse("--no_grad_checkpoint")[0].grad_checkpoint is False
+    assert parse("--no-grad-checkpoint")[0].grad_checkpoint is False
+    assert parse("--grad_checkpoint", "False")[0].grad_checkpoint is False
+
+
+@pytest.mark.parametrize("value", ["-4", "-1", "7"])
+def test_values_may_begin_with_a_dash(parse: Parse, value: str) -> None:
+    assert parse("--vision_select_layer", value)[0].vision_select_layer == int(value)
+    assert parse(f"--vision_select_layer={value}")[0].vision_select_layer == int(value)
+
+
+def test_a_negative_number_in_scientific_notation_is_a_value_too(parse: Parse, refuse: Refuse) -> None:
+    """argparse of older Pythons takes -1e-5 for a flag."""
+    assert parse("--max_grad_norm", "-1e-5")[2].max_grad_norm == -1e-5
+    assert refuse("--learning_rate", "-1e-5") == ["--learning_rate -1e-5: must be a number of at least 0"]
+
+
+def test_text_values_may_hold_anything(parse: Parse) -> None:
+    assert parse("--run_name", "a=b c -- d")[2].run_name == "a=b c -- d"
+    assert parse("--run_name=a=b")[2].run_name == "a=b"
+    assert parse("--run_name", "-dash")[2].run_name == "-dash"
+    assert parse("--run_name", "")[2].run_name == ""
+
+
+def test_optional_numbers_and_switches_keep_none(parse: Parse) -> None:
+    _, data, _ = parse("--max_dynamic_patch", "6", "--use_thumbnail", "False")
+    assert (data.max_dynamic_patch, data.use_thumbnail, data.dynamic_image_size) == (6, False, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--report_to", "tensorboard"], ["tensorboard"]),
+        (["--report_to", "tensorboard", "wandb"], ["tensorboard", "wandb"]),
+        (["--report_to=tensorboard,wandb"], ["tensorboard", "wandb"]),
+        (["--report_to", "none"], []),
+    ],
+)
+def test_lists(parse: Parse, words: list[str], expected: list[str]) -> None:
+    assert parse(*words)[2].report_to == expected
+    assert parse("--label_names", "a", "b", *words)[2].label_names == ["a", "b"]
+
+
+# -- the JSON file ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def json_file(tmp_path: Path, required: list[str]) -> Any:
+    def write(content: Any) -> str:
+        path = tmp_path / "args.json"
+        if isinstance(content, dict):
+            flags = {name.removeprefix("--"): value for name, value in zip(required[::2], required[1::2], strict=True)}
+            content = json.dumps({**flags, **content})
+        path.write_text(content, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_a_json_file_holds_values_of_their_own_types(json_file: Any) -> None:
+    path = json_file(
+        {
+            "bf16": True,
+            "learning_rate": 1e-5,
+            "vision_select_layer": -4,
+            "report_to": ["tensorboard", "wandb"],
+            "run_name": None,
+            "deepspeed": {"zero_optimization": {"stage": 1}},
+            "--max-steps": 7,
+            "warmup_ratio": 0.03,
+            "group_by_length": True,
+            "use_llm_lora": 0,
+            "label_names": ["x"],
+        }
+    )
+    model, _, train, notes = parse_arguments([path])
+    assert (train.bf16, train.learning_rate, train.max_steps, train.warmup_steps) == (True, 1e-5, 7, 0.03)
+    assert train.report_to == ["tensorboard", "wandb"]
+    assert train.deepspeed == {"zero_optimization": {"stage": 1}}
+    assert train.train_sampling_strategy == "group_by_length"
+    assert train.label_names == ["x"]
+    assert model.vision_select_layer == -4
+    assert len(notes) == 2
+
+
+def test_flags_behind_a_json_file_override_it(json_file: Any) -> None:
+    path = json_file({"learning_rate": 1e-5, "max_steps": 3})
+    train = parse_arguments([path, "--learning_rate", "4e-5"])[2]
+    assert (train.learning_rate, train.max_steps) == (4e-5, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"a": 1,}', r"args\.json: not JSON \(.*line 1 column"),
+        ("[1]", r"args\.json: must hold one object of flags"),
+        ('{"learning_rte": 1}', r"--learning_rte is not a flag; did you mean 'learning_rate'\?"),
+        ('{"learning_rate": true}', "--learning_rate needs a value"),
+        ('{"learning_rate": [1]}', r"--learning_rate \[1\]: must be a number|--learning_rate \[1\]"),
+    ],
+)
+def test_a_bad_json_file_says_what_is_wrong(json_file: Any, content: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse_arguments([json_file(content)])
+
+
+def test_a_missing_json_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.json: cannot be read"):
+        parse_arguments([str(tmp_path / "gone.json")])
+
+
+# -- what is wrong ------------------------------------------------------------------------------------------------
+
+
+def test_nothing_given_asks_for_the_three() -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_arguments([])
+    lines = str(error.value).splitlines()
+    assert [text.split(" ")[0] for text in lines] == ["--model_name_or_path", "--meta_path", "--output_dir"]
+    assert all("is missing: " in text for text in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--learning_rte", "1"], "--learning_rte is not a flag; did you mean 'learning_rate'?"),
+        (["--freeze_backbones"], "--freeze_backbones is not a flag; did you mean 'freeze_backbone'?"),
+        (["--qqqq", "1"], "--qqqq is not a flag"),
+        (["--learning_rate"], "--learning_rate needs a value"),
+        (["--run_name", "--bf16"], "--run_name needs a value"),
+        (["--learning_rate", "1", "2"], "--learning_rate 1 is followed by '2'; a flag takes one value (quote it)"),
+        (["--learning_rate", "abc"], "--learning_rate 'abc': must be a number of at least 0"),
+        (["--learning_rate", "nan"], "--learning_rate nan: must be a number of at least 0"),
+        (["--learning_rate", "inf"], "--learning_rate inf: must be a number of at least 0"),
+        (["--num_train_epochs", "inf"], "--num_train_epochs inf: must be a number of at least 0.001"),
+        (["--num_train_epochs", "0"], "--num_train_epochs 0: must be a number of at least 0.001"),
+        (["--max_seq_length", "4"], "--max_seq_length 4: must be a whole number of at least 8"),
+        (["--max_seq_length", "1e4"], "--max_seq_length '1e4': must be a whole number of at least 8"),
+        (["--max_packed_tokens", "0"], "--max_packed_tokens 0: must be a whole number of at least 8"),
+        (["--num_images_expected", "0"], "--num_images_expected 0: must be a whole number of at least 1"),
+        (["--max_dynamic_patch", "0"], "--max_dynamic_patch 0: must be a whole number of at least 1"),
+        (["--drop_path_rate", "1"], "--drop_path_rate 1: must be a number from 0 to below 1"),
+        (["--drop_path_rate", "-0.1"], "--drop_path_rate -0.1: must be a number from 0 to below 1"),
+        (["--down_sample_ratio", "2"], "--down_sample_ratio 2: must be a number from 0.01 to 1"),
+        (["--max_fault_share", "1.5"], "--max_fault_share 1.5: must be a number from 0 to 1"),
+        (["--seed", "-1"], "--seed -1: must be a whole number of at least 0"),
+        (["--data_seed", "x"], "--data_seed 'x': must be a whole number of at least 0"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0: must be a whole number of at least 1"),
+        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps 0: must be a whole number of at least 1"),
+        (["--dataloader_num_workers", "-1"], "--dataloader_num_workers -1: must be a whole number of at least 0"),
+        (["--save_total_limit", "-1"], "--save_total_limit -1: must be a whole number of at least 1"),
+        (["--loss_reduction", "mean"], "--loss_reduction mean: must be one of token, sample, square"),
+        (["--image_backend", "cv2"], "--image_backend cv2: must be one of torch, pillow"),
+        (["--ps_version", "v3"], "--ps_version v3: must be one of v1, v2"),
+        (["--normalize_type", "none"], "--normalize_type none: must be one of imagenet, clip, siglip"),
+        (["--attn_implementation", "flash"], "--attn_implementation flash: must be one of auto, packed, sdpa, eager"),
+        (["--train_sampling_strategy", "sequential"], "sequential: must be one of random, group_by_length"),
+        (["--eval_strategy", "steps"], "--eval_strategy steps: evaluation during training is not available"),
+        (["--load_best_model_at_end"], "--load_best_model_at_end True: validation while training is not available"),
+        (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor 0.1: not available in this version yet"),
+        (["--auto_find_batch_size", "True"], "--auto_find_batch_size True: the plan fixes what is in a step"),
+        (["--enable_jit_checkpoint", "True"], "--enable_jit_checkpoint True: it can hang a run of several ranks"),
+        (["--fsdp", "full_shard"], "--fsdp full_shard: not available in this version yet; use --deepspeed zero3"),
+        (["--min_dynamic_patch", "7", "--max_dynamic_patch", "6"], "--min_dynamic_patch 7 is more than --max_dynamic_patch 6"),
+        (["--bf16", "perhaps"], "--bf16: Truthy value expected: got perhaps"),
+        (["--bf16", "--fp16"], "At most one of fp16 and bf16"),
+        (["--lr_scheduler_type", "cosin"], "invalid choice: 'cosin'"),
+        (["--max_steps", "1e3"], "argument --max_steps/--max-steps: invalid int value: '1e3'; see internvl train --help"),
+        (["--deepspeed"], "--deepspeed needs a value"),
+        (["--deepspeed", "zero4"], "--deepspeed 'zero4' is neither a file nor one of zero1, zero2, zero3; did you mean"),
+        (
+            ["--use_packed_ds", "True", "--max_seq_length", "9000"],
+            "--max_seq_length 9000 is more than --max_packed_tokens 8192: a sample that long fits no pack",
+        ),
+        (["--use_packed_ds", "--group_by_length", "True"], "--group_by_length goes with padded batches"),
+    ],
+)  # fmt: skip
+def test_a_flag_that_cannot_be_used_says_why(refuse: Refuse, words: list[str], says: str) -> None:
+    problems = refuse(*words)
+    assert len(problems) == 1
+    assert says in problems[0]
+
+
+def test_a_manifest_that_does_not_exist_is_found_here(refuse: Refuse) -> None:
+    assert refuse("--meta_path", "gone.json") == ["--meta_path gone.json: does not exist; give a manifest (JSON)"]
+
+
+def test_a_stray_word_at_the_start() -> None:
+    with pytest.raises(ConfigError, match="'stray' does not follow a flag; write --name value"):
+        parse_arguments(["stray"])
+
+
+def test_all_problems_are_reported_at_once(refuse: Refuse) -> None:
+    problems = refuse(
+        *["--learning_rte", "1", "--strict_mode", "True", "--use_llm_lora", "16", "--deepspeed", "zero9"],
+        *["--num_images_expected", "0", "--loss_reduction", "mean", "--run_name", "--warmup_ratio", "2"],
+    )
+    starts = ["--learning_rte", "--run_name", "--strict_mode", "--use_llm_lora", "--warmup_ratio", "--deepspeed"]
+    assert [problem.split(" ")[0] for problem in problems] == [*starts, "--num_images_expected", "--loss_reduction"]
+
+
+# -- what the run itself asks of the library's arguments --------------------------------------------------------------
+
+
+def test_what_must_hold_in_every_run_is_set_whatever_the_user_says(parse: Parse) -> None:
+    switched = ["logging_nan_inf_filter", "remove_unused_columns", "average_tokens_across_devices", "ignore_data_skip"]
+    for words in ([], [word for name in switched for word in (f"--{name}", str(name != "average_tokens_across_devices"))]):
+        train = parse(*words)[2]
+        assert train.logging_nan_inf_filter is False, "a NaN must be seen"
+        assert train.remove_unused_columns is False
+        assert train.average_tokens_across_devices is True
+        assert train.ignore_data_skip is True, "the loader starts at the step"
+        assert train.ddp_find_unused_parameters is False
+
+
+def test_the_groups_come_back_as_what_they_are(parse: Parse) -> None:
+    assert [type(group) for group in parse()] == [ModelArguments, DataArguments, TrainArguments]

@@ -1,0 +1,72 @@
+"""Ranks agree, or every one of them says why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from internvl_chat.errors import ConfigError
+from internvl_chat.train import dist
+from tests.train.runs import environment
+
+WORKER = """
+import sys, torch
+from internvl_chat.errors import DataError, ConfigError
+from internvl_chat.train import dist
+torch.distributed.init_process_group("gloo")
+me = dist.rank()
+
+def question():
+    if me:
+        raise AssertionError("only rank 0 is asked")
+    return "answer"
+
+def refuse():
+    raise ConfigError("no")
+
+out = [dist.decide_on_main(question)]
+try:
+    dist.decide_on_main(refuse)
+except ConfigError as error:
+    out.append(str(error))
+out.append(dist.any_rank(me == 1))
+out.append(dist.sum_over_ranks(torch.tensor([1.0, me], dtype=torch.float64)).tolist())
+dist.check_agreement("plan", "same", "mend")
+try:
+    dist.check_agreement("data", f"of {me}", "mend it")
+except DataError as error:
+    out.append(str(error).count("rank"))
+print("RESULT", out)
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_answer_alike(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "worker.py")], capture_output=True, text=True, env=environment(), timeout=120
+    )
+    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert results == ["RESULT ['answer', 'no', True, [2.0, 1.0], 3]"] * 2, done.stderr[-3000:]
+
+
+def test_tasks_without_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    with pytest.raises(ConfigError, match="8 tasks were started by srun"):
+        dist.prepare_environment([])
+
+
+def test_deepspeed_in_a_json_file_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "-")
+        monkeypatch.delenv(name)
+    (tmp_path / "args.json").write_text(json.dumps({"deepspeed": "zero1"}))
+    dist.prepare_environment([str(tmp_path / "args.json")])
+    assert os.environ["WORLD_SIZE"] == "1"
