@@ -40,8 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv[:1] == ["train"]:
-            import_module("internvl_chat.train.dist").prepare_environment(argv[1:])
+            dist = import_module("internvl_chat.train.dist")
+            dist.prepare_environment(argv[1:])
             import_module("internvl_chat.train.main").train(argv[1:])
+            dist.leave()
             return 0
         args = make_parser().parse_args(argv)
         module, _ = TOOLS[args.command]

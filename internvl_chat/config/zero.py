@@ -37,7 +37,7 @@ def resolve_zero(value: str | dict[str, Any]) -> str | dict[str, Any]:
     legal = sorted(file.stem for file in FOLDER.glob("*.json"))
     if "offload" in name:
         raise ConfigError(
-            f"--deepspeed {value!r}: there is no configuration with CPU offload in this version yet; give a file of your "
-            f"own, or one of {', '.join(legal)}"
+            f"--deepspeed {value!r}: there is no configuration with CPU offload in this version yet; "
+            f"give a file of your own, or one of {', '.join(legal)}"
         )
     raise ConfigError(f"--deepspeed {value!r} is neither a file nor one of {', '.join(legal)}{nearest(value, legal)}")

@@ -92,6 +92,17 @@ def barrier() -> None:
         dist.barrier(group=_host_group())
 
 
+def leave() -> None:
+    """Leave the process group together, at the end of a run that went well.
+
+    A rank that simply ends pulls the connections from under the others, and gloo aborts them for it.
+    """
+    if dist.is_initialized():
+        barrier()
+        _host_group.cache_clear()
+        dist.destroy_process_group()
+
+
 def is_local_main() -> bool:
     """Whether this is the first process of its node."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0

@@ -204,8 +204,14 @@ def test_nothing_given_asks_for_the_three() -> None:
         (["--max_fault_share", "1.5"], "--max_fault_share 1.5: must be a number from 0 to 1"),
         (["--seed", "-1"], "--seed -1: must be a whole number of at least 0"),
         (["--data_seed", "x"], "--data_seed 'x': must be a whole number of at least 0"),
-        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0: must be a whole number of at least 1"),
-        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps 0: must be a whole number of at least 1"),
+        (
+            ["--per_device_train_batch_size", "0"],
+            "--per_device_train_batch_size 0: must be a whole number of at least 1",
+        ),
+        (
+            ["--gradient_accumulation_steps", "0"],
+            "--gradient_accumulation_steps 0: must be a whole number of at least 1",
+        ),
         (["--dataloader_num_workers", "-1"], "--dataloader_num_workers -1: must be a whole number of at least 0"),
         (["--save_total_limit", "-1"], "--save_total_limit -1: must be a whole number of at least 1"),
         (["--loss_reduction", "mean"], "--loss_reduction mean: must be one of token, sample, square"),
@@ -220,20 +226,29 @@ def test_nothing_given_asks_for_the_three() -> None:
         (["--auto_find_batch_size", "True"], "--auto_find_batch_size True: the plan fixes what is in a step"),
         (["--enable_jit_checkpoint", "True"], "--enable_jit_checkpoint True: it can hang a run of several ranks"),
         (["--fsdp", "full_shard"], "--fsdp full_shard: not available in this version yet; use --deepspeed zero3"),
-        (["--min_dynamic_patch", "7", "--max_dynamic_patch", "6"], "--min_dynamic_patch 7 is more than --max_dynamic_patch 6"),
+        (
+            ["--min_dynamic_patch", "7", "--max_dynamic_patch", "6"],
+            "--min_dynamic_patch 7 is more than --max_dynamic_patch 6",
+        ),
         (["--bf16", "perhaps"], "--bf16: Truthy value expected: got perhaps"),
         (["--bf16", "--fp16"], "At most one of fp16 and bf16"),
         (["--lr_scheduler_type", "cosin"], "invalid choice: 'cosin'"),
-        (["--max_steps", "1e3"], "argument --max_steps/--max-steps: invalid int value: '1e3'; see internvl train --help"),
+        (
+            ["--max_steps", "1e3"],
+            "argument --max_steps/--max-steps: invalid int value: '1e3'; see internvl train --help",
+        ),
         (["--deepspeed"], "--deepspeed needs a value"),
-        (["--deepspeed", "zero4"], "--deepspeed 'zero4' is neither a file nor one of zero1, zero2, zero3; did you mean"),
+        (
+            ["--deepspeed", "zero4"],
+            "--deepspeed 'zero4' is neither a file nor one of zero1, zero2, zero3; did you mean",
+        ),
         (
             ["--use_packed_ds", "True", "--max_seq_length", "9000"],
             "--max_seq_length 9000 is more than --max_packed_tokens 8192: a sample that long fits no pack",
         ),
         (["--use_packed_ds", "--group_by_length", "True"], "--group_by_length goes with padded batches"),
     ],
-)  # fmt: skip
+)
 def test_a_flag_that_cannot_be_used_says_why(refuse: Refuse, words: list[str], says: str) -> None:
     problems = refuse(*words)
     assert len(problems) == 1
@@ -262,8 +277,8 @@ def test_all_problems_are_reported_at_once(refuse: Refuse) -> None:
 
 
 def test_what_must_hold_in_every_run_is_set_whatever_the_user_says(parse: Parse) -> None:
-    switched = ["logging_nan_inf_filter", "remove_unused_columns", "average_tokens_across_devices", "ignore_data_skip"]
-    for words in ([], [word for name in switched for word in (f"--{name}", str(name != "average_tokens_across_devices"))]):
+    against = ["--logging_nan_inf_filter", "True", "--remove_unused_columns", "True", "--ignore_data_skip", "False"]
+    for words in ([], [*against, "--average_tokens_across_devices", "False"]):
         train = parse(*words)[2]
         assert train.logging_nan_inf_filter is False, "a NaN must be seen"
         assert train.remove_unused_columns is False

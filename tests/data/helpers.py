@@ -41,7 +41,7 @@ TINY_PAIRS = (
 
 
 def properties(examples: int) -> Any:
-    """Settings of a property test: the same examples in every run. INTERNVL_HUNT=N searches N times as many, at random."""
+    """Settings of a property test: the same examples in every run; INTERNVL_HUNT=N tries N times as many, at random."""
     hunt = int(os.environ.get("INTERNVL_HUNT", "0"))
     return settings(
         max_examples=examples * max(1, hunt),

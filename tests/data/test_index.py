@@ -65,9 +65,7 @@ def test_a_touched_file_is_not_indexed_again(notes: DatasetSpec, tmp_path: Path,
     assert len(builds) == 1
 
 
-def test_a_copy_of_the_file_elsewhere_shares_the_index(
-    notes: DatasetSpec, tmp_path: Path, builds: list[Path]
-) -> None:
+def test_a_copy_of_the_file_elsewhere_shares_the_index(notes: DatasetSpec, tmp_path: Path, builds: list[Path]) -> None:
     open_index(notes, make_maker(), tmp_path / "index")
     (tmp_path / "copy").mkdir()
     copy = tmp_path / "copy" / "notes.jsonl"
@@ -157,7 +155,7 @@ def test_rebuild_builds_anew(notes: DatasetSpec, tmp_path: Path, builds: list[Pa
         (f"\n{GOOD}\n", ["", GOOD]),
         (GOOD, [GOOD]),
     ],
-    ids=["plain", "no-final-newline", "bom", "crlf", "crlf-blank-end", "blank-end", "blank-middle", "blank-start", "one"],
+    ids=["plain", "no-newline", "bom", "crlf", "crlf-blank-end", "blank-end", "blank-middle", "blank-start", "one"],
 )
 def test_lines_are_what_an_editor_shows(tmp_path: Path, content: str, lines: list[str]) -> None:
     (tmp_path / "a.jsonl").write_bytes(content.encode())
@@ -197,13 +195,11 @@ def test_line_starts_do_not_depend_on_the_blocks_they_are_read_in(
         (f"[{GOOD},\n{GOOD}]", "is one JSON array, not JSONL; write one object per line"),
         (json.dumps([line("a", "b")], indent=2), "is one JSON array, not JSONL"),
         (json.dumps(line("a", "b"), indent=2), "is JSON written over several lines, not JSONL"),
-        ("\r\n{\r\n \"id\": 1 }", "is JSON written over several lines, not JSONL"),
+        ('\r\n{\r\n "id": 1 }', "is JSON written over several lines, not JSONL"),
     ],
     ids=["empty", "bom-only", "array", "pretty-array", "pretty-object", "crlf-object"],
 )
-def test_a_file_that_is_no_jsonl_at_all_is_one_message_not_a_thousand(
-    tmp_path: Path, content: str, says: str
-) -> None:
+def test_a_file_that_is_no_jsonl_at_all_is_one_message_not_a_thousand(tmp_path: Path, content: str, says: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(content.encode())
     with pytest.raises(DataError) as error:
         open_index(spec_of(tmp_path / "a.jsonl", name="shop"), make_maker(), tmp_path / "index")
@@ -242,7 +238,7 @@ def test_a_parallel_build_is_the_serial_build(mixed: DatasetSpec, tmp_path: Path
 def test_the_tokenizer_is_not_sent_with_each_piece_of_work(
     mixed: DatasetSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unpickling a vocabulary of 150,000 takes longer than the 256 lines it is for: two workers took 20 times as long."""
+    """Unpickling a large vocabulary takes longer than the 256 lines it is for: two workers took 20 times as long."""
     pickled: list[int] = []
     monkeypatch.setattr(
         "internvl_chat.data.tokens.Encoder.__getstate__", lambda self: pickled.append(1) or self.__dict__, raising=True
@@ -289,9 +285,7 @@ def test_a_killed_build_leaves_nothing_that_could_be_taken_for_an_index(
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY half", b"not an index at all"])
-def test_a_damaged_index_is_built_again(
-    notes: DatasetSpec, tmp_path: Path, builds: list[Path], content: bytes
-) -> None:
+def test_a_damaged_index_is_built_again(notes: DatasetSpec, tmp_path: Path, builds: list[Path], content: bytes) -> None:
     """A full disk or a lost node may leave an empty file in spite of all care."""
     index = open_index(notes, make_maker(), tmp_path / "index")
     expected = index.table_path.read_bytes()
@@ -425,7 +419,9 @@ def test_a_hundred_thousand_lines_take_21_bytes_each(tmp_path: Path, builds: lis
     process.start()
     mapped, private = ours.recv()
     process.join(60)
-    print(f"100,000 lines: built in {built:.1f} s, reopened in {reopened:.3f} s; {mapped} bytes mapped, {private} private")
+    print(
+        f"100,000 lines: built in {built:.1f} s, opened in {reopened:.3f} s; {mapped} bytes mapped, {private} private"
+    )
     assert reopened < 0.5
     assert 0 < mapped <= 21 * count + 8192
     assert private < 4 * 2**20  # of the interpreter: the same for any number of lines

@@ -128,7 +128,7 @@ def test_no_batch_breaks_a_budget(corpus: Corpus) -> None:
 def test_a_fault_on_loading_leaves_the_pack_rides_along_and_is_replaced_by_nothing(
     tmp_path: Path, packed: bool
 ) -> None:
-    """A picture that breaks after the index was built: the others stay where they are, the batch says what is missing."""
+    """A picture breaks after the index was built: the others stay where they are, the batch says what is missing."""
     for number in range(6):
         write_noise(tmp_path / f"{number}.png", 60, 40, seed=number)
     lines = [line("<image>\nWhat?", f"Picture {n}.", image=f"{n}.png") for n in range(6)]

@@ -72,7 +72,10 @@ def test_other_repeats_are_refused(folder: Path, repeat: Any) -> None:
         ({"annotation": ...}, "key 'annotation' is missing; it is the JSONL file with one sample per line"),
         ({"root": None}, "key 'root' must be a string, not None"),
         ({"annotation": ["a.jsonl"]}, "key 'annotation' must be a string, not ['a.jsonl']"),
-        ({"repeat_times": 2}, "unknown key 'repeat_times'; did you mean 'repeat_time'?; legal keys: root, annotation, "),
+        (
+            {"repeat_times": 2},
+            "unknown key 'repeat_times'; did you mean 'repeat_time'?; legal keys: root, annotation, ",
+        ),
         ({"anotation": "x"}, "unknown key 'anotation'; did you mean 'annotation'?"),
         ({"max_dynamic_patches": 2}, "unknown key 'max_dynamic_patches'; did you mean 'max_dynamic_patch'?"),
         ({"zzz": 2}, "unknown key 'zzz'; legal keys: root, annotation, data_augment, repeat_time, max_dynamic_patch"),
@@ -94,7 +97,7 @@ def test_a_mistake_names_file_data_set_key_and_mend(folder: Path, changes: dict[
 
 def test_all_mistakes_are_reported_at_once(folder: Path) -> None:
     message = message_of(
-        write(folder, {"a": entry(folder, root=..., repeat_time=0), "b": 5, "c": entry(folder, annotation="gone.jsonl")})
+        write(folder, {"a": entry(folder, root=..., repeat_time=0), "b": 5, "c": entry(folder, annotation="gone")})
     )
     assert len(message.splitlines()) == 4
     assert all(f"data set '{name}'" in message for name in "abc")

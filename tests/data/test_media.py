@@ -48,7 +48,7 @@ def test_the_size_in_the_header_is_that_of_the_picture(tmp_path: Path, name: str
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_files_are_faults_and_nothing_else(tmp_path: Path, name: str) -> None:
-    """Decoders answer damage with any exception (AVIF: RuntimeError, DDS: NotImplementedError ...): none may end a run."""
+    """Decoders answer damage with any exception (AVIF: RuntimeError, DDS: NotImplementedError): none may end a run."""
     path = tmp_path / "damaged.bin"
 
     @properties(60)
@@ -128,7 +128,9 @@ def test_paths_are_joined_as_in_the_original(tmp_path: Path) -> None:
     assert resolve_media("", "a/1.png") == Path("a/1.png")
 
 
-@pytest.mark.parametrize(("root", "name"), [("s3://bucket/", "a.png"), ("", "s3://bucket/a.png"), ("x", "http://y/a.png")])
+@pytest.mark.parametrize(
+    ("root", "name"), [("s3://bucket/", "a.png"), ("", "s3://bucket/a.png"), ("x", "http://y/a.png")]
+)
 def test_remote_pictures_are_refused_with_the_mend(root: str, name: str) -> None:
     with pytest.raises(Fault, match="is remote; copy the pictures to a local folder") as fault:
         resolve_media(root, name)

@@ -86,19 +86,43 @@ def test_an_empty_question_and_a_long_conversation_are_fine() -> None:
         (b"{}\x00", "NOT_JSON", "not JSON"),
         (b"[" * 100_000, "NOT_JSON", "not JSON ("),
         (b'{"id": ' + b"7" * 5000 + b"}", "NOT_JSON", "not JSON ("),
-        ({}, "CONVERSATIONS", "key 'conversations' is missing; add it, a list of {'from': 'human'|'gpt', 'value': text}"),
+        (
+            {},
+            "CONVERSATIONS",
+            "key 'conversations' is missing; add it, a list of {'from': 'human'|'gpt', 'value': text}",
+        ),
         ({"conversation": []}, "CONVERSATIONS", "'conversations' is missing; rename 'conversation' to it"),
         ({"messages": []}, "CONVERSATIONS", "'conversations' is missing; add it"),
         ({"conversations": []}, "CONVERSATIONS", "'conversations' holds no turns; make it a list of {'from'"),
         ({"conversations": None}, "CONVERSATIONS", "holds no turns"),
         ({"conversations": {"from": "human"}}, "CONVERSATIONS", "holds no turns"),
         ({"conversations": ["hello"]}, "TURN", "conversations[0] is not an object; write {'from'"),
-        ({"conversations": [HUMAN, {"from": "gpt", "text": "x"}]}, "TURN", "[1] has no key 'value'; rename 'text' to 'value'"),
-        ({"conversations": [{"role": "user", "content": "x"}]}, "TURN", "[0] has no key 'from'; rename 'role' to 'from'"),
+        (
+            {"conversations": [HUMAN, {"from": "gpt", "text": "x"}]},
+            "TURN",
+            "[1] has no key 'value'; rename 'text' to 'value'",
+        ),
+        (
+            {"conversations": [{"role": "user", "content": "x"}]},
+            "TURN",
+            "[0] has no key 'from'; rename 'role' to 'from'",
+        ),
         ({"conversations": [{"from": "human", "content": "x"}]}, "TURN", "rename 'content' to 'value'"),
-        ({"conversations": [{"from": "human", "image": "x"}]}, "TURN", "conversations[0] has no key 'value'; add 'value'"),
-        ({"conversations": [HUMAN, {"from": "gpt", "value": None}]}, "TURN", "conversations[1]['value'] is None, not a text"),
-        ({"conversations": [HUMAN, {"from": "gpt", "value": 7}]}, "TURN", "['value'] is 7, not a text; give a text in quotes"),
+        (
+            {"conversations": [{"from": "human", "image": "x"}]},
+            "TURN",
+            "conversations[0] has no key 'value'; add 'value'",
+        ),
+        (
+            {"conversations": [HUMAN, {"from": "gpt", "value": None}]},
+            "TURN",
+            "conversations[1]['value'] is None, not a text",
+        ),
+        (
+            {"conversations": [HUMAN, {"from": "gpt", "value": 7}]},
+            "TURN",
+            "['value'] is 7, not a text; give a text in quotes",
+        ),
         ({"conversations": [HUMAN, {"from": "gpt", "value": ["x" * 900]}]}, "TURN", "['value'] is ['xxx"),
         ({"conversations": [{"from": "user", "value": "x"}, GPT]}, "TURN", "['from'] is 'user'; write 'human'"),
         ({"conversations": [HUMAN, {"from": "ASSISTANT", "value": "x"}]}, "TURN", "is 'ASSISTANT'; write 'gpt'"),
@@ -106,7 +130,11 @@ def test_an_empty_question_and_a_long_conversation_are_fine() -> None:
         ({"conversations": [{"from": "tool", "value": "x"}]}, "TURN", "is 'tool'; use one of system, human, gpt"),
         ({"conversations": [{"from": ["human"], "value": "x"}]}, "TURN", "use one of system, human, gpt"),
         ({"conversations": [{"from": None, "value": "x"}]}, "TURN", "use one of system, human, gpt"),
-        ({"conversations": [GPT, HUMAN, GPT]}, "TURN_ORDER", "conversations[0] is a gpt turn where human is due; let human"),
+        (
+            {"conversations": [GPT, HUMAN, GPT]},
+            "TURN_ORDER",
+            "conversations[0] is a gpt turn where human is due; let human",
+        ),
         ({"conversations": [HUMAN, HUMAN, GPT]}, "TURN_ORDER", "conversations[1] is a human turn where gpt is due"),
         ({"conversations": [HUMAN, GPT, GPT]}, "TURN_ORDER", "conversations[2] is a gpt turn where human is due"),
         ({"conversations": [HUMAN, GPT, HUMAN]}, "TURN_ORDER", "does not end with a gpt turn; add the answer"),
@@ -120,7 +148,11 @@ def test_an_empty_question_and_a_long_conversation_are_fine() -> None:
         (line("a", ""), "EMPTY_ANSWER", "conversations[1] is an empty answer; write one or remove the turns"),
         (line("a", "b", "c", " \n\u3000"), "EMPTY_ANSWER", "conversations[3] is an empty answer"),
         (line("<image>\n<image>", "x", image="a.png"), "PLACEHOLDERS", "2 <image> in the human turns but 1 pictures"),
-        (line("<image>", "x"), "PLACEHOLDERS", "1 <image> in the human turns but 0 pictures in 'image'; write <image> once"),
+        (
+            line("<image>", "x"),
+            "PLACEHOLDERS",
+            "1 <image> in the human turns but 0 pictures in 'image'; write <image> once",
+        ),
         (line("a", "x", image=["a.png"]), "PLACEHOLDERS", "0 <image> in the human turns but 1 pictures"),
         (line("a", "<image>", image=["a.png"]), "PLACEHOLDERS", "0 <image> in the human turns but 1 pictures"),
         (line("a", "x", image=5), "CONVERSATIONS", "key 'image' holds 5; give a path or a list of paths"),
@@ -128,14 +160,18 @@ def test_an_empty_question_and_a_long_conversation_are_fine() -> None:
         (line("a", "x", image=["a.png", None]), "CONVERSATIONS", "key 'image' holds ['a.png', None]"),
         (line("a", "x", image={"path": "p" * 999}), "CONVERSATIONS", "key 'image' holds {'path': 'ppp"),
         (line("a", "x", video="a.mp4"), "UNSUPPORTED", "key 'video' is not read yet; remove the line, or give frames"),
-        (r'{"conversations": [{"from": "human", "value": "a \ud83d b"}]}', "TURN", r"[0]['value'] holds half a character"),
+        (
+            r'{"conversations": [{"from": "human", "value": "a \ud83d b"}]}',
+            "TURN",
+            r"[0]['value'] holds half a character",
+        ),
         (
             r'{"image": "\udc00.png", "conversations": [{"from": "human", "value": "a"}]}',
             "TURN",
             r"key 'image' holds half a character ('\udc00'); write it whole or remove it",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_bad_line_says_what_is_wrong_and_how_to_mend_it(data: Any, code: str, says: str) -> None:
     fault = fault_of(data)
     assert fault.code is FaultCode[code]
@@ -143,7 +179,8 @@ def test_a_bad_line_says_what_is_wrong_and_how_to_mend_it(data: Any, code: str, 
 
 
 def test_whole_surrogate_pairs_are_one_character() -> None:
-    record = parse_record(r'{"conversations": [{"from": "human", "value": "\ud83d\ude00"}, {"from": "gpt", "value": "b"}]}')
+    text = r'{"conversations": [{"from": "human", "value": "\ud83d\ude00"}, {"from": "gpt", "value": "b"}]}'
+    record = parse_record(text)
     assert record.turns[0].text == "\U0001f600"
 
 

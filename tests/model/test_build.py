@@ -49,7 +49,7 @@ def test_saved_folder_loads_with_the_same_names_and_bytes(tiny_folder, tmp_path,
     assert "language_model.lm_head.weight" in new and set(old) == set(new)
     assert all(torch.equal(old[key], new[key]) for key in old)
     again = load_model(tmp_path, torch.float32)
-    assert again.language_model.generation_config.eos_token_id == [3, 4]
+    assert again.language_model.generation_config.eos_token_id[:2] == [3, 4], "ours first, the source's behind"
     text = "What number? \u4e2d\u6587 \U0001f600"
     assert load_tokenizer(tmp_path)(text).input_ids == tokenizer(text).input_ids
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["size"] == 56

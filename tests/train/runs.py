@@ -66,6 +66,7 @@ def weights(out: Path) -> dict[str, Any]:
 def main() -> None:
     from accelerate.state import AcceleratorState
 
+    from internvl_chat.train import dist
     from internvl_chat.train.main import train
 
     for job in json.loads(sys.argv[1]):
@@ -75,6 +76,7 @@ def main() -> None:
             continue
         train(job)
         AcceleratorState._reset_state()
+    dist.leave()
 
 
 if __name__ == "__main__":

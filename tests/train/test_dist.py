@@ -42,6 +42,7 @@ try:
 except DataError as error:
     out.append(str(error).count("rank"))
 print("RESULT", out)
+dist.leave()
 """
 
 

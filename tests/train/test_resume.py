@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -69,7 +68,11 @@ def kill_after_checkpoint(words: list[str], out: Path, step: int, timeout: float
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
+    # torchrun puts its workers into sessions of their own: killing its group would leave them running.
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        member.kill()
+    psutil.wait_procs(family, timeout=20)
     process.wait()
 
 
@@ -77,12 +80,13 @@ def kill_after_checkpoint(words: list[str], out: Path, step: int, timeout: float
 def test_kill_nine_then_resume_with_other_workers(tiny: Path, mixed_data: Path, tmp_path: Path) -> None:
     """ZeRO-2, two processes; the first attempt has no loader workers, the second has two."""
     config = zero_config("zero2", tmp_path)
-    shared = {**SHARED, "deepspeed": config, "num_train_epochs": 6}
+    shared = {**SHARED, "deepspeed": config, "num_train_epochs": 20, "save_steps": 8}
     run_all([flags(tiny, mixed_data, tmp_path / "whole", **shared)], processes=2)
     out = tmp_path / "killed"
-    kill_after_checkpoint(flags(tiny, mixed_data, out, **shared), out, step=4)
+    kill_after_checkpoint(flags(tiny, mixed_data, out, **shared), out, step=8)
     reached = complete_checkpoints(out)[-1].name
     assert not (out / "model.safetensors").exists()
+    assert reached != "checkpoint-80", "the kill came too late to show anything"
     run_all([flags(tiny, mixed_data, out, **{**shared, "dataloader_num_workers": 2})], processes=2)
     assert losses(out) == losses(tmp_path / "whole"), f"resumed from {reached}"
     assert [r["epoch"] for r in log_of(out) if "loss" in r] == [

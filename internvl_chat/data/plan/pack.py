@@ -56,9 +56,7 @@ def _choose_loose(bins: list[_Bin], max_tokens: int, max_tiles: int, room: int) 
     return loose
 
 
-def _best_fit(
-    tokens: np.ndarray, tiles: np.ndarray, batch: np.ndarray, max_tokens: int, max_tiles: int
-) -> list[_Bin]:
+def _best_fit(tokens: np.ndarray, tiles: np.ndarray, batch: np.ndarray, max_tokens: int, max_tiles: int) -> list[_Bin]:
     size = np.maximum(tokens[batch] / max_tokens, tiles[batch] / max_tiles)
     bins: list[_Bin] = []
     # Tiles left -> (tokens left, bin), sorted: in each list the first that fits is the tightest. One list per number of
