@@ -60,7 +60,7 @@ def _required(name: str, what: str) -> Rule:
 def _existing(name: str, what: str) -> Rule:
     def rule(flags: dict[str, Any]) -> str | None:
         value = flags.get(name)
-        return None if not value or Path(value).exists() else f"--{name} {value}: does not exist; give {what}"
+        return None if not value or Path(str(value)).exists() else f"--{name} {value}: does not exist; give {what}"
 
     return rule
 
@@ -123,6 +123,8 @@ RULES: tuple[Rule, ...] = (
     _number("warmup_steps", 0),
     _number("seed", 0, whole=True),
     _number("data_seed", 0, whole=True),
+    _number("save_steps", 0),
+    _number("logging_steps", 0),
     _number("save_total_limit", 1, whole=True),
     _choice("loss_reduction", "token", "sample", "square"),
     _choice("image_backend", "torch", "pillow"),

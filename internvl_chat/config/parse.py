@@ -45,20 +45,22 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     if argv and argv[0].endswith(".json"):
         given = {**_read_json(Path(argv[0])), **given}
     given = _without_negations(given, actions)
-    problems += _find_misuse(given, actions)
+    unknown, bare = _find_misuse(given, actions)
+    problems += unknown + [f"--{name} needs a value" for name in bare]
     flags, notes, refusals = translate_flags({n: v for n, v in given.items() if n in actions or n in CHANGES})
     problems += refusals
-    if flags.get("deepspeed") not in (None, True):
+    if "deepspeed" in flags and "deepspeed" not in bare:
         try:
             flags["deepspeed"] = resolve_zero(flags["deepspeed"])
         except ConfigError as error:
             problems.append(str(error))
-    problems += check_arguments(flags)
+    told = tuple(f"--{name} " for name in bare)
+    problems += [problem for problem in check_arguments(flags) if not told or not problem.startswith(told)]
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     try:
         model, data, train = parser.parse_args_into_dataclasses(_to_argv(flags, actions), look_for_args_file=False)
-    except (ValueError, ImportError) as error:  # combinations that the library refuses
+    except (ValueError, TypeError, ArithmeticError, ImportError) as error:  # what the library's own checks refuse
         raise ConfigError(str(error)) from error
     return model, data, train, notes
 
@@ -101,12 +103,12 @@ def _without_negations(given: dict[str, Any], actions: dict[str, Action]) -> dic
     return flags
 
 
-def _find_misuse(given: dict[str, Any], actions: dict[str, Action]) -> list[str]:
-    """Flags that do not exist, and flags without the value they need."""
+def _find_misuse(given: dict[str, Any], actions: dict[str, Action]) -> tuple[list[str], list[str]]:
+    """Messages about flags that do not exist, and the names of those that lack the value they need."""
     legal = [*actions, *CHANGES]
-    problems = [f"--{name} is not a flag{nearest(name, legal)}" for name in given if name not in legal]
+    unknown = [f"--{name} is not a flag{nearest(name, legal)}" for name in given if name not in legal]
     bare = [name for name, value in given.items() if value is True and name in actions and name not in CHANGES]
-    return problems + [f"--{name} needs a value" for name in bare if actions[name].nargs != "?"]
+    return unknown, [name for name in bare if actions[name].nargs != "?"]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Batch:
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         names = ("input_ids", "labels", "position_ids", "pixel_values", "cu_seqlens", "attention_mask")
         values = {name: getattr(self, name) for name in names}
-        return replace(self, **{n: function(v) for n, v in values.items() if v is not None})
+        return replace(self, **{n: function(v) for n, v in values.items() if v is not None})  # type: ignore[arg-type]
 
 
 def pack_batch(samples: Sequence[Sample], faults: Sequence[FaultRecord] = ()) -> Batch:

@@ -13,6 +13,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,15 +84,28 @@ def open_index(
     """The index of a data set, built if it is missing, the file changed, or ``rebuild``.
 
     With ``look_again`` lines whose pictures were missing or broken are measured anew: the user may have mended them.
+    Raises DataError if the annotation cannot be read, is no JSONL at all, or the index cannot be written.
     """
-    index_dir.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(f"{FORMAT}\0{_content_digest(spec.annotation, index_dir)}\0{maker.fingerprint(spec)}".encode())
-    path = index_dir / f"{spec.annotation.stem}-{key.hexdigest()[:20]}.npy"
-    if rebuild or not _is_index(path):
-        _check_is_jsonl(spec)
-        _replace(path, _build(spec, maker, workers))
-    elif look_again:
-        _look_again(path, spec, maker)
+    try:
+        index_dir.mkdir(parents=True, exist_ok=True)
+        digest = _content_digest(spec.annotation, index_dir)
+        key = hashlib.sha256(f"{FORMAT}\0{digest}\0{maker.fingerprint(spec)}".encode()).hexdigest()
+        path = index_dir / f"{spec.annotation.stem[:40]}-{key[:20]}.npy"
+        if rebuild or not _is_index(path):
+            _check_is_jsonl(spec)
+            _replace(path, _build(spec, maker, workers))
+        elif look_again:
+            _look_again(path, spec, maker)
+    except OSError as error:
+        raise DataError(
+            f"data set {spec.name!r}: {error.filename or index_dir}: {error.strerror}; the annotation must be readable "
+            f"and --index_dir ({index_dir}) must be a folder with room to write"
+        ) from error
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"data set {spec.name!r}: a process that built the index was killed, most likely for want of memory; "
+            "lower --index_workers"
+        ) from error
     return LineIndex(spec.annotation, path)
 
 

@@ -119,7 +119,11 @@ def _to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def _resize(image: Image.Image, width: int, height: int, backend: ImageBackend) -> torch.Tensor:
-    """uint8 (3, height, width), bicubic with antialiasing; ``pillow`` is bit-exact with the original."""
+    """uint8 (3, height, width), bicubic with antialiasing; ``pillow`` is bit-exact with the original.
+
+    torch resizes rows, then columns, and so did Pillow up to 12, which the published checkpoints saw. Pillow 13 often
+    takes the columns first where height shrinks: at hard edges the two are then up to 27/255 apart.
+    """
     if image.size == (width, height):
         return _to_tensor(image)
     if backend == "pillow":

@@ -101,6 +101,9 @@ class Encoder:
         return np.array(writer.ids, np.int64)
 
     def _write(self, turns: Sequence[Turn], tiles: Sequence[int]) -> _Writer:
+        tags = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
+        if tags != len(tiles):
+            raise ValueError(f"{tags} {IMAGE_PLACEHOLDER} in the human turns, but tiles of {len(tiles)} pictures")
         template, writer = self.template, _Writer(self, iter(tiles))
         writer.ids.extend(self._bos)
         writer.labels.extend([IGNORE_INDEX] * len(self._bos))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def _start(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainArg
     setup_logging()
     library_logging.set_verbosity_warning()
     library_logging.disable_progress_bar()
+    # DeepSpeed calls functions that this torch has renamed; nothing a user could do about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     dist.prepare_environment(argv)
     model_args, data_args, args, notes = parse_arguments(argv)
     for note in notes:

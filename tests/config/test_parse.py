@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from internvl_chat.config.data import DataArguments
 from internvl_chat.config.model import ModelArguments
-from internvl_chat.config.parse import parse_arguments
+from internvl_chat.config.parse import argument_defaults, parse_arguments
+from internvl_chat.config.renamed import CHANGES
 from internvl_chat.config.train import TrainArguments
 from internvl_chat.errors import ConfigError
 from tests.config.helpers import Parse, Refuse
+from tests.data.helpers import properties
 
 # -- ways to write a flag -----------------------------------------------------------------------------------------
 
@@ -289,3 +293,38 @@ def test_what_must_hold_in_every_run_is_set_whatever_the_user_says(parse: Parse)
 
 def test_the_groups_come_back_as_what_they_are(parse: Parse) -> None:
     assert [type(group) for group in parse()] == [ModelArguments, DataArguments, TrainArguments]
+
+
+FLAGS = sorted({*argument_defaults(), *CHANGES, "no_grad_checkpoint", "nonsense", ""} - {"help"})
+VALUES = [
+    "",
+    "True",
+    "False",
+    "0",
+    "1",
+    "-1",
+    "0.5",
+    "1e5",
+    "nan",
+    "inf",
+    "-inf",
+    "x",
+    "None",
+    "{",
+    '{"a": 1}',
+    "[1]",
+    "a=b",
+]
+
+
+@properties(150)
+@given(st.lists(st.tuples(st.sampled_from(FLAGS), st.sampled_from([None, *VALUES]), st.booleans()), max_size=4))
+def test_any_command_line_is_arguments_or_messages(words: list[tuple[str, str | None, bool]]) -> None:
+    """Never another exception: the library's parser and its checks are behind ours."""
+    argv = ["--model_name_or_path", "x", "--meta_path", __file__, "--output_dir", "never_made"]
+    for name, value, joined in words:
+        argv += [f"--{name}"] if value is None else [f"--{name}={value}"] if joined else [f"--{name}", value]
+    try:
+        parse_arguments(argv)
+    except ConfigError as error:
+        assert str(error).strip()

@@ -18,7 +18,17 @@ from internvl_chat.data.faults import Fault, FaultCode
 from internvl_chat.data.sample import Limits, Sample, SampleMaker
 from internvl_chat.data.template import get_template
 from internvl_chat.data.tiles import TileSettings
-from tests.data.helpers import GOLDEN_PAIRS, IMAGES, NO_LIMIT, encoder, load_json, runs_to_ids, spec_of, tokenizer
+from tests.data.helpers import (
+    GOLDEN_PAIRS,
+    GOLDENS,
+    IMAGES,
+    NO_LIMIT,
+    encoder,
+    load_json,
+    runs_to_ids,
+    spec_of,
+    tokenizer,
+)
 
 Edits = list[tuple[list[int], list[int]]]
 
@@ -313,3 +323,8 @@ def test_a_text_sample_carries_no_dummy_tile(template: str, tokenizer_name: str)
 def test_number_of_tiles_is_the_originals(name: str) -> None:
     sample = make_golden_sample(name, "internvl2_5", "qwen2")
     assert len(sample.tiles) == RESULTS[name, "internvl2_5", "qwen2"]["n_tiles"] == sum(sample.tiles_per_image)
+
+
+def test_users_can_read_of_every_deviation() -> None:
+    text = (GOLDENS.parents[1] / "docs" / "deviations.md").read_text(encoding="utf-8")
+    assert [name for name in DEVIATIONS if f"`{name}`" not in text] == []

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from internvl_chat.data.address import Address
 from internvl_chat.data.faults import Fault, FaultCode
+from internvl_chat.data.jsonl import measure_line
 from tests.data.helpers import line, make_maker, png_bytes, properties, spec_of, write_noise
 
 sides = st.one_of(st.integers(1, 2000), st.integers(1, 60))
@@ -123,3 +124,28 @@ def test_loading_leaves_the_global_generators_alone(tmp_path: Path) -> None:
     make_maker().load(json.dumps(line("<image>", "x", image="a.png")).encode(), spec, Address("notes", 0))
     after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # type: ignore[index]
     assert before == after
+
+
+@pytest.mark.parametrize(("template", "name"), [("internvl2_5", "tiny-qwen2"), ("phi3-chat", "tiny-phi3")])
+def test_any_damage_to_a_line_is_a_fault_or_another_good_line(tmp_path: Path, template: str, name: str) -> None:
+    """Never another exception: one line must not end the building of an index."""
+    maker, spec = make_maker(template, name), spec_of(tmp_path / "a.jsonl", tmp_path)
+    write_noise(tmp_path / "a.png", 50, 40)
+    good = json.dumps(
+        line("<image>\nWhere is <ref>it</ref>?", "<box>[[1, 2, 3, 4]]</box>", "And?", "\U0001f600 é.", image="a.png"),
+        ensure_ascii=False,
+    ).encode()
+    pieces = [b'"', b"\\", b"\\ud83d", b"\\u0000", b"{", b"]", b",", b"\xff", b"null", b"<image>", b"gpt", b"\n", b""]
+
+    @properties(150)
+    @given(st.lists(st.tuples(st.integers(0, len(good)), st.integers(0, 6), st.sampled_from(pieces)), max_size=4))
+    def check(changes: list[tuple[int, int, bytes]]) -> None:
+        text = good
+        for place, removed, put in changes:
+            text = text[:place] + put + text[place + removed :]
+        tokens, _, supervised, fault = measure_line(text, spec, maker)
+        assert (tokens > 0) is (fault == 0) is (supervised > 0)
+        if not fault:
+            assert maker.load(text, spec, Address("notes", 0)).footprint.tokens == tokens
+
+    check()

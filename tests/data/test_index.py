@@ -304,16 +304,34 @@ def test_a_damaged_note_of_the_last_look_is_written_again(notes: DatasetSpec, tm
     assert seen.read_text() == expected
 
 
-def test_a_failed_write_cleans_up_behind_itself(
+def test_a_full_disk_is_one_message_and_leaves_nothing_behind(
     notes: DatasetSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DataError, match=r"data set 'notes': .*No space left on device; .*--index_dir \("):
         open_index(notes, make_maker(), tmp_path / "index")
     assert not list((tmp_path / "index").glob("*.npy*"))
+
+
+def test_an_index_folder_that_cannot_be_is_one_message(notes: DatasetSpec, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=r"data set 'notes': .*(Not a directory|File exists); .*--index_dir \("):
+        open_index(notes, make_maker(), tmp_path / "file" / "index")
+
+
+def test_a_killed_worker_is_one_message(mixed: DatasetSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "_measure_span", lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match="was killed, most likely for want of memory; lower --index_workers"):
+        open_index(mixed, make_maker(), tmp_path / "index", workers=2)
+
+
+def test_an_annotation_with_a_long_name_has_an_index_too(tmp_path: Path) -> None:
+    """A name may have 255 bytes; that of the index has a key and, while it is written, more."""
+    annotation = write_lines(tmp_path / ("é" * 120 + ".jsonl"), [GOOD])
+    assert len(open_index(spec_of(annotation), make_maker(), tmp_path / "index")) == 1
 
 
 def build_often(spec: DatasetSpec, folder: Path, times: int) -> None:

@@ -214,3 +214,11 @@ def test_many_long_texts_do_not_stay_in_memory() -> None:
     for number in range(30):
         coder.encode([Turn("human", f"{number} " * 900), Turn("gpt", "b")], [])
     assert coder._remember.cache_info().currsize < 10
+
+
+@pytest.mark.parametrize("tiles", [[], [1, 1]])
+def test_tiles_that_do_not_fit_the_tags_are_an_error(tiles: list[int]) -> None:
+    coder = encoder("internvl2_5", "tiny-qwen2", 4)
+    for turns in ([Turn("human", "<image>"), Turn("gpt", "b")], [Turn("human", "<image>")]):
+        with pytest.raises(ValueError, match=rf"1 <image> in the human turns, but tiles of {len(tiles)} pictures"):
+            coder.encode_prompt(turns, tiles)

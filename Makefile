@@ -1,0 +1,30 @@
+# make quickstart: install, make data, train on this machine, evaluate, report.   make test: lint, types, all tests.
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip
+export HF_HUB_OFFLINE = 1
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/.installed-quickstart
+	$(VENV)/bin/internvl quickstart
+
+test: $(VENV)/.installed-test lint
+	$(VENV)/bin/python -m pytest -q
+
+lint: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One rule for both sets of extras; installed again when pyproject.toml changes.
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
+	@echo "installing internvl_chat[$*] into $(VENV) (a few minutes the first time)"
+	$(PIP) install --quiet --disable-pip-version-check -e '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
