@@ -95,12 +95,9 @@ class Encoder:
 
     def encode_prompt(self, turns: Sequence[Turn], tiles: Sequence[int]) -> np.ndarray:
         """ids, int64 (T,), of a conversation that ends with a human turn, up to and including the assistant header."""
-        writer = self._write(turns, tiles)
-        writer.add_header(self.template.assistant_prefix)
-        writer.flush()
-        return np.array(writer.ids, np.int64)
+        return np.array(self._write(turns, tiles, self.template.assistant_prefix).ids, np.int64)
 
-    def _write(self, turns: Sequence[Turn], tiles: Sequence[int]) -> _Writer:
+    def _write(self, turns: Sequence[Turn], tiles: Sequence[int], last_header: str = "") -> _Writer:
         tags = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
         if tags != len(tiles):
             raise ValueError(f"{tags} {IMAGE_PLACEHOLDER} in the human turns, but tiles of {len(tiles)} pictures")
@@ -120,6 +117,7 @@ class Encoder:
                 writer.add_header(template.assistant_prefix)
                 writer.add_answer(template.answer_prefix + turn.text, template.stop)
                 writer.add_header(template.after)
+        writer.add_header(last_header)
         writer.flush()
         return writer
 

@@ -13,10 +13,11 @@ class TreeMemory:
     """Context manager; ``peak_mib`` is the largest sum seen over the process tree, in MiB.
 
     Sums proportional set sizes (PSS: shared pages counted once over their users) where the kernel gives them, else
-    resident set sizes. 0 where there is no /proc.
+    resident set sizes. 0 where there is no /proc. Asking for them stops a process for some milliseconds, so it is done
+    every few seconds only.
     """
 
-    def __init__(self, interval_s: float = 0.5) -> None:
+    def __init__(self, interval_s: float = 5.0) -> None:
         self.peak_mib = 0.0
         self._interval_s = interval_s
         self._done = threading.Event()

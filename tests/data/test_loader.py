@@ -65,6 +65,7 @@ def in_this_process(corpus: Corpus) -> dict[bool, list[tuple[object, ...]]]:
     }
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_are_the_same_for_any_number_of_workers(
