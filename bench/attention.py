@@ -1,6 +1,6 @@
 """Packed attention against transformers' sdpa over one packed row: forward and backward of a small Llama, in one run.
 
-    python bench/attention.py --samples 16 --length 1024
+python bench/attention.py --samples 16 --length 1024
 """
 
 from __future__ import annotations
@@ -73,9 +73,15 @@ def main() -> None:
     report = {
         "what": f"{args.samples} samples x {args.length} tokens, hidden {args.hidden}, {args.layers} layers, {dtype}",
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
         "results": result,
-        "sdpa / packed": round(result["sdpa"]["seconds"] / result["packed"]["seconds"], 2) if "sdpa" in result else None,
+        "sdpa / packed": round(result["sdpa"]["seconds"] / result["packed"]["seconds"], 2)
+        if "sdpa" in result
+        else None,
     }
     print(json.dumps(report, indent=2))
 

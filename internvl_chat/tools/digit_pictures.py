@@ -18,6 +18,7 @@ SCAN_BORDER = 2
 LONGEST_SIDE = 700
 # Width of a digit's cell over its height, at most.
 WIDEST_CELL = 1.06
+SINGLE_HEIGHTS = (56, 74)
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,22 @@ class Deck:
         return dealt
 
 
-def _stamp(scan: np.ndarray, degrees: float, side: int) -> Image.Image:
-    """One scan with its border, turned by ``degrees`` and enlarged to a square of ``side`` pixels (ink 0..255)."""
+@dataclass(frozen=True)
+class Hand:
+    """How much the writing varies: degrees of slant, shear, and share of stretching, each to both sides."""
+
+    degrees: float = 7.0
+    shear: float = 0.0
+    stretch: float = 0.0
+
+
+STEADY = Hand()
+# For training: fewer than 1,800 scans exist, and what is not varied is learnt by heart.
+SHAKY = Hand(degrees=10.0, shear=0.12, stretch=0.1)
+
+
+def _stamp(scan: np.ndarray, side: int, rng: np.random.Generator, hand: Hand) -> Image.Image:
+    """One scan with its border, turned, sheared and stretched, enlarged to a square of ``side`` pixels (ink 0..255)."""
     import math
 
     import numpy as np
@@ -80,14 +95,18 @@ def _stamp(scan: np.ndarray, degrees: float, side: int) -> Image.Image:
     bordered = Image.fromarray(np.pad(scan, SCAN_BORDER))
     # Turned at a small size, then enlarged: an affine map of the full size costs ten times as much.
     small = 5 * bordered.width
-    cos, sin = math.cos(math.radians(degrees)) / 5, math.sin(math.radians(degrees)) / 5
+    angle = math.radians(rng.uniform(-hand.degrees, hand.degrees))
+    cos, sin = math.cos(angle) / 5, math.sin(angle) / 5
+    shear = rng.uniform(-hand.shear, hand.shear) / 5
+    wide, high = 1 + rng.uniform(-hand.stretch, hand.stretch, size=2)
+    a, b, c, d = cos / wide, shear - sin, sin, cos / high
     middle, half = bordered.width / 2, small / 2
-    matrix = (cos, -sin, middle - (cos - sin) * half, sin, cos, middle - (sin + cos) * half)
+    matrix = (a, b, middle - (a + b) * half, c, d, middle - (c + d) * half)
     turned = bordered.transform((small, small), Image.Transform.AFFINE, matrix, resample=Image.Resampling.BICUBIC)
     return turned.resize((side, side), Image.Resampling.BILINEAR)
 
 
-def _ink(scans: list[np.ndarray], size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+def _ink(scans: list[np.ndarray], size: tuple[int, int], rng: np.random.Generator, hand: Hand) -> Image.Image:
     """Grey picture (ink 0..255) of the scans written side by side, each near the middle of its own cell."""
     from PIL import Image, ImageChops
 
@@ -100,7 +119,7 @@ def _ink(scans: list[np.ndarray], size: tuple[int, int], rng: np.random.Generato
         top = round(height / 2 + (height - glyph) * rng.uniform(-0.3, 0.3) - side / 2)
         below = sheet.crop((left, top, left + side, top + side))
         # Neighbouring squares overlap; the darker of the two wins, as on paper.
-        sheet.paste(ImageChops.lighter(below, _stamp(scan, rng.uniform(-7, 7), side)), (left, top))
+        sheet.paste(ImageChops.lighter(below, _stamp(scan, side, rng, hand)), (left, top))
     return sheet
 
 
@@ -113,22 +132,25 @@ def _tint(shade: Image.Image, paper: np.ndarray, pen: np.ndarray) -> Image.Image
     return Image.merge("RGB", [shade.point(ramp[:, channel].tolist()) for channel in range(3)])
 
 
-def draw_number(scans: list[np.ndarray], rng: np.random.Generator, heights: tuple[int, int]) -> Image.Image:
+def draw_number(
+    scans: list[np.ndarray], rng: np.random.Generator, heights: tuple[int, int], hand: Hand = STEADY
+) -> Image.Image:
     """RGB picture of the scans side by side, about as many times as wide as there are scans.
 
-    The cells are nearly square on purpose: dynamic tiling by aspect ratio then gives each digit about one tile.
+    The cells are nearly square on purpose: dynamic tiling by aspect ratio then gives each digit about one tile. A
+    single digit is a small picture (``SINGLE_HEIGHTS``), since a large square would be cut into four.
     """
     import numpy as np
     from PIL import Image
 
-    lowest, highest = heights
     count = len(scans)
+    lowest, highest = heights if count > 1 else SINGLE_HEIGHTS
     highest = max(lowest, min(highest, int(LONGEST_SIDE / (WIDEST_CELL * count))))
     height = int(rng.integers(lowest, highest + 1))
     width = round(height * count * rng.uniform(0.92, WIDEST_CELL))
     # Steeper than the blurred enlargement: the faint grey of the scanner goes, the strokes keep their own greys.
     bright = 240 - 225 * (np.linspace(-0.1, 0.9, 256, dtype=np.float32) / np.float32(0.8)).clip(0, 1)
-    shade = bright.take(np.asarray(_ink(scans, (width, height), rng)))
+    shade = bright.take(np.asarray(_ink(scans, (width, height), rng, hand)))
     # Light falls from one side, as under a lamp; the grain is coarser than a pixel, as in a scan that was enlarged.
     slope_x, slope_y = rng.uniform(-12, 12, size=2)
     shade += np.linspace(-slope_x, slope_x, width, dtype=np.float32)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from internvl_chat.errors import ConfigError
 from internvl_chat.log import get_logger
-from internvl_chat.tools.digit_pictures import Deck, Scans, draw_number, load_scans, split_scans
+from internvl_chat.tools.digit_pictures import SHAKY, STEADY, Deck, Hand, Scans, draw_number, load_scans, split_scans
 
 if TYPE_CHECKING:
     import argparse
@@ -131,13 +131,13 @@ def _plan(count: int, mixture: Mixture, scans: Scans, stock: np.ndarray, rng: np
 
 
 def _draw_pictures(
-    sample: _Sample, stem: str, root: Path, scans: Scans, rng: np.random.Generator, heights: tuple[int, int]
+    sample: _Sample, stem: str, root: Path, scans: Scans, rng: np.random.Generator, heights: tuple[int, int], hand: Hand
 ) -> list[tuple[str, int, int]]:
     """Write the sample's pictures; (path below ``root``, width, height) of each."""
     written: list[tuple[str, int, int]] = []
     for place, indices in enumerate(sample.scans, start=1):
         name = f"{stem}.jpg" if len(sample.scans) == 1 else f"{stem}-{place}.jpg"
-        picture = draw_number([scans.pixels[i] for i in indices], rng, heights)
+        picture = draw_number([scans.pixels[i] for i in indices], rng, heights, hand)
         picture.save(root / name, quality=JPEG_QUALITY)
         written.append((name, picture.width, picture.height))
     return written
@@ -166,11 +166,12 @@ def _write_side(
     (root / side).mkdir(parents=True, exist_ok=True)
     for stale in (root / side).glob("*.jpg"):  # of an earlier, larger run
         stale.unlink()
+    hand = SHAKY if side == "train" else STEADY
     used: dict[str, tuple[int, ...]] = {}
     lines: list[str] = []
     for number, sample in enumerate(samples):
         stem = f"{side}/{number:06d}"
-        pictures = _draw_pictures(sample, stem, root, scans, np.random.default_rng((*seed, number)), heights)
+        pictures = _draw_pictures(sample, stem, root, scans, np.random.default_rng((*seed, number)), heights, hand)
         used |= {name: indices for (name, _, _), indices in zip(pictures, sample.scans, strict=True)}
         lines.append(json.dumps(_line(sample, stem, pictures, scored=side == "test")))
     _write_whole(out / "opensource" / f"digits_{side}.jsonl", "\n".join(lines) + "\n")

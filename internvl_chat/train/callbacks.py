@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from internvl_chat.data.plan.schedule import Schedule
+from internvl_chat.log import get_logger
+
+log = get_logger(__name__)
 
 
 class TrueEpoch(TrainerCallback):
@@ -53,6 +58,53 @@ class JsonLinesLog(TrainerCallback):
         if state.is_world_process_zero and logs:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class ShortBar(ProgressCallback):
+    """The library's progress bar, with one readable line per log record above it instead of a dict."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.write(short_line(state, logs))
+
+
+class ShortLines(TrainerCallback):
+    """For logs that are files: the same lines without a bar, with the time that is left."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._started, self._first = time.monotonic(), state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs and "loss" in logs:
+            per_step = (time.monotonic() - self._started) / max(1, state.global_step - self._first)
+            left = timedelta(seconds=round(per_step * (state.max_steps - state.global_step)))
+            log.info("%s, %s left", short_line(state, logs), left)
+
+
+def short_line(state: TrainerState, logs: dict[str, Any]) -> str:
+    """What a person wants to see of a log record; all of it is in TensorBoard and ``train_log.jsonl``."""
+    return (
+        f"step {state.global_step}/{state.max_steps}, epoch {logs.get('epoch', 0.0):.2f}: loss {logs['loss']:.4f}, "
+        f"grad norm {float(logs.get('grad_norm', 0.0)):.2f}, lr {logs.get('learning_rate', 0.0):.2e}, "
+        f"{logs.get('tokens_per_second', 0.0):.0f} tokens/s, fill {logs.get('fill', 0.0):.2f}, "
+        f"data wait {logs.get('data_wait', 0.0):.2f}"
+    )
 
 
 def _step_of(line: str) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.utils import logging as library_logging
 
 from internvl_chat.config.data import DataArguments
@@ -22,7 +22,7 @@ from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.model.tune import apply_freeze, assert_trainable, format_table, trainable_table
 from internvl_chat.train import dist, setup, state
-from internvl_chat.train.callbacks import JsonLinesLog, TrueEpoch
+from internvl_chat.train.callbacks import JsonLinesLog, ShortBar, ShortLines, TrueEpoch
 from internvl_chat.train.trainer import InternVLTrainer
 
 log = get_logger(__name__)
@@ -66,6 +66,8 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
     )
     trainer.add_callback(TrueEpoch(batches.schedule))
     trainer.add_callback(JsonLinesLog(output_dir / "train_log.jsonl"))
+    trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+    trainer.add_callback(ShortLines() if args.disable_tqdm else ShortBar())
     trainer.train(resume_from_checkpoint=str(resume[0]) if resume else None)
     trainer.save_model()
     trainer.save_state()
