@@ -106,7 +106,11 @@ def _without_negations(given: dict[str, Any], actions: dict[str, Action]) -> dic
 def _find_misuse(given: dict[str, Any], actions: dict[str, Action]) -> tuple[list[str], list[str]]:
     """Messages about flags that do not exist, and the names of those that lack the value they need."""
     legal = [*actions, *CHANGES]
-    unknown = [f"--{name} is not a flag{nearest(name, legal)}" for name in given if name not in legal]
+    unknown = [
+        f"--{name} is not a flag{nearest('--' + name, ['--' + flag for flag in legal])}"
+        for name in given
+        if name not in legal
+    ]
     bare = [name for name, value in given.items() if value is True and name in actions and name not in CHANGES]
     return unknown, [name for name in bare if actions[name].nargs != "?"]
 

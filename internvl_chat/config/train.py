@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+
+
+def _default_workers() -> int:
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(4, len(os.sched_getaffinity(0)) // ranks))
 
 
 @dataclass
@@ -24,7 +30,12 @@ class TrainArguments(TrainingArguments):
     per_device_train_batch_size: int = field(
         default=1, metadata={"help": "Packs (packed) or samples (padded) per device and micro-batch."}
     )
-    dataloader_num_workers: int = field(default=4, metadata={"help": "Processes per rank that make batches."})
+    dataloader_num_workers: int = field(
+        default=_default_workers(),
+        metadata={"help": "Processes per rank that make batches. Default: up to 4, as the machine's cores allow."},
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Optimizer steps between log lines."})
+    logging_first_step: bool = field(default=True, metadata={"help": "Log the first step too."})
 
     def __post_init__(self) -> None:
         if isinstance(self.report_to, str):

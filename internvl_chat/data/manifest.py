@@ -108,6 +108,9 @@ def _check_entry(path: Path, name: str, entry: Any, problems: list[str]) -> Data
         )
         return None
     root = entry["root"]
+    if root and "://" not in root and not _find(path, root).is_dir():
+        problems.append(f"{where}: root {root!r} is not a folder; give the folder that picture paths start from")
+        return None
     return DatasetSpec(
         name, str(_find(path, root)) if root and "://" not in root else root, annotation, augment, float(repeat), tiles
     )

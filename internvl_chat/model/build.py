@@ -76,6 +76,8 @@ def image_token_id(tokenizer: Any) -> int:
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> InternVLChatConfig:
     """Chat config of a model folder with ``overrides`` applied. Raises CheckpointError or ConfigError."""
     folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: no model folder (config.json, tokenizer.json, *.safetensors); check the path")
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

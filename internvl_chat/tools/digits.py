@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internvl_chat.errors import ConfigError
-from internvl_chat.log import get_logger
 from internvl_chat.tools.digit_pictures import SHAKY, STEADY, Deck, Hand, Scans, draw_number, load_scans, split_scans
 
 if TYPE_CHECKING:
@@ -258,6 +257,5 @@ def run(args: argparse.Namespace) -> int:
         text_share=args.text_share,
         compare_share=args.compare_share,
     )
-    log = get_logger(__name__)
-    log.info("%d training and %d held-out samples; train with --meta_path %s", args.train, args.held_out, manifest)
+    print(f"wrote {args.train} training and {args.held_out} held-out samples; train with --meta_path {manifest}")
     return 0

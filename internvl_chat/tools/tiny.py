@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internvl_chat.constants import IMG_CONTEXT, SPECIAL_TOKENS
+from internvl_chat.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from internvl_chat.model.chat import InternVLChatModel
@@ -68,6 +69,10 @@ CORPUS = (
 )
 
 
+# In a folder that was written here, so that it may be written over.
+MARK = "made_by_internvl_tiny"
+
+
 def make_tiny(
     out: str | Path,
     llm: str = "qwen2",
@@ -92,7 +97,6 @@ def make_tiny(
     """
     import torch
 
-    from internvl_chat.errors import ConfigError, nearest
     from internvl_chat.model.build import save_model_folder
     from internvl_chat.model.chat import InternVLChatModel
 
@@ -116,6 +120,7 @@ def make_tiny(
     stops = sorted({tokenizer.convert_tokens_to_ids(token) for token in (kind.stop, kind.eos)})
     folder = Path(out)
     save_model_folder(model.float(), tokenizer, folder, stop_token_ids=stops)
+    (folder / MARK).touch()
     return folder
 
 
@@ -242,6 +247,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the folder that the arguments describe and say where it is. Returns the exit status."""
+    folder = Path(args.out)
+    if (folder / "config.json").exists() and not (folder / MARK).exists():
+        raise ConfigError(f"{folder} already holds a model that `internvl tiny` did not write; choose another folder")
     options = {key: getattr(args, key) for key in ("image_size", "vision_hidden", "vision_layers", "llm_hidden")}
     options |= {key: getattr(args, key) for key in ("llm_layers", "vocab_size", "template", "vision_norm")}
     options |= {key: getattr(args, key) for key in ("ps_version", "max_dynamic_patch", "seed")}

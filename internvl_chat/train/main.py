@@ -110,6 +110,8 @@ def _prepare_data(
         len(corpus),
         f", resuming after step {first_step}" if resume_step is not None else "",
     )
+    if first_step == num_steps:
+        log.info("nothing left to train: step %d is the end of this run; for more raise --num_train_epochs", num_steps)
     place = Place(dist.rank(), dist.world_size(), args.gradient_accumulation_steps)
     return MicroBatches(corpus, schedule, place, first_step, num_steps, tokenizer.pad_token_id or 0)
 

@@ -83,6 +83,8 @@ def find_resume(output_dir: Path, overwrite: bool, requested: str | None) -> tup
     An output folder with complete checkpoints is resumed unless ``overwrite``; a job that SLURM or torchrun started
     again always is. Raises ConfigError for a folder that holds something else.
     """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ConfigError(f"--output_dir {output_dir} is a file; name a folder")
     complete = complete_checkpoints(output_dir)
     if requested and requested.lower() not in ("true", "false"):
         state = read_marker(Path(requested))

@@ -98,9 +98,15 @@ class InternVLTrainer(Trainer):
         counts = dist.sum_over_ranks(counts)
         self.meter.add(counts)
         if self.meter.faults_in_all > self.max_faults:
+            here = [str(fault) for batch in batches for fault in batch.faults][:3]
             raise DataError(
-                f"{self.meter.faults_in_all} samples could not be loaded, more than --max_fault_share allows "
-                f"({self.max_faults}); they are listed in {self.ledger.path}"
+                "\n".join(
+                    [
+                        f"samples that could not be loaded so far: {self.meter.faults_in_all}, more than "
+                        f"--max_fault_share allows ({self.max_faults}); all are listed in {self.ledger.path}",
+                        *here,
+                    ]
+                )
             )
         self._step_samples = [f"{a.dataset}:{a.line + 1}" for batch in batches for a in batch.addresses]
         denominator = counts[COLUMNS.index("weight")].to(device, torch.float32)

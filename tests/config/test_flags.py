@@ -4,6 +4,7 @@ check.py, or not at all."""
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 from transformers import TrainingArguments
@@ -55,7 +56,9 @@ TRAIN = {
     "overwrite_output_dir": False,
     "report_to": "tensorboard",
     "per_device_train_batch_size": 1,
-    "dataloader_num_workers": 4,
+    "dataloader_num_workers": max(1, min(4, len(os.sched_getaffinity(0)))),
+    "logging_steps": 10,
+    "logging_first_step": True,
 }
 
 

@@ -157,7 +157,7 @@ def test_flags_behind_a_json_file_override_it(json_file: Any) -> None:
     [
         ('{"a": 1,}', r"args\.json: not JSON \(.*line 1 column"),
         ("[1]", r"args\.json: must hold one object of flags"),
-        ('{"learning_rte": 1}', r"--learning_rte is not a flag; did you mean 'learning_rate'\?"),
+        ('{"learning_rte": 1}', r"--learning_rte is not a flag; did you mean '--learning_rate'\?"),
         ('{"learning_rate": true}', "--learning_rate needs a value"),
         ('{"learning_rate": [1]}', r"--learning_rate \[1\]: must be a number|--learning_rate \[1\]"),
     ],
@@ -186,8 +186,8 @@ def test_nothing_given_asks_for_the_three() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--learning_rte", "1"], "--learning_rte is not a flag; did you mean 'learning_rate'?"),
-        (["--freeze_backbones"], "--freeze_backbones is not a flag; did you mean 'freeze_backbone'?"),
+        (["--learning_rte", "1"], "--learning_rte is not a flag; did you mean '--learning_rate'?"),
+        (["--freeze_backbones"], "--freeze_backbones is not a flag; did you mean '--freeze_backbone'?"),
         (["--qqqq", "1"], "--qqqq is not a flag"),
         (["--learning_rate"], "--learning_rate needs a value"),
         (["--run_name", "--bf16"], "--run_name needs a value"),

@@ -241,7 +241,7 @@ def test_other_model_is_recognised(folder):
 def test_missing_files(folder, tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
         load_tokenizer(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+    with pytest.raises(CheckpointError, match="no model folder"):
         load_model(tmp_path / "nowhere")
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="weights cannot be loaded"):

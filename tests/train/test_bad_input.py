@@ -98,7 +98,7 @@ def test_flags_out_of_range_are_all_reported_at_once(fail: Fail) -> None:
 
 
 def test_misspelt_flag(fail: Fail) -> None:
-    assert "--max_seq_lenght is not a flag; did you mean 'max_seq_length'?" in fail(max_seq_lenght=5)
+    assert "--max_seq_lenght is not a flag; did you mean '--max_seq_length'?" in fail(max_seq_lenght=5)
 
 
 def test_contradicting_down_sample_ratio(fail: Fail) -> None:
@@ -113,6 +113,28 @@ def test_template_that_the_tokenizer_has_no_tokens_for(fail: Fail) -> None:
 
 def test_missing_model_folder(fail: Fail, tmp_path: Path) -> None:
     assert str(tmp_path / "nowhere") in fail(model_name_or_path=tmp_path / "nowhere")
+
+
+def test_root_that_is_no_folder_is_said_once(fail: Fail, tmp_path: Path) -> None:
+    entry = {"root": str(tmp_path / "nowhere"), "annotation": str(tmp_path / "notes.jsonl")}
+    message = fail(manifest=entry, lines=[line_with()] * 20)
+    assert len(message.splitlines()) == 1
+    assert "nowhere' is not a folder" in message
+
+
+def test_output_dir_that_is_a_file(fail: Fail, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    assert "is a file; name a folder" in fail()
+
+
+def test_tiny_writes_over_its_own_models_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "config.json").write_text("{}")
+    assert cli.main(["tiny", str(tmp_path / "release")]) == 2
+    assert "did not write" in capsys.readouterr().err
+    assert (tmp_path / "release" / "config.json").read_text() == "{}"
+    for _ in range(2):
+        assert cli.main(["tiny", str(tmp_path / "own"), "--llm_layers", "1", "--vision_layers", "1"]) == 0
 
 
 def test_output_folder_with_a_model_is_not_written_over(fail: Fail, tmp_path: Path) -> None:
