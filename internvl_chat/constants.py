@@ -14,7 +14,6 @@ SPECIAL_TOKENS = (IMG_START, IMG_END, IMG_CONTEXT, *GROUNDING_TOKENS)
 
 # What a user writes in an annotation where a picture stands.
 IMAGE_PLACEHOLDER = "<image>"
-VIDEO_PLACEHOLDER = "<video>"
 
 # Per channel (mean, std) of RGB in [0, 1].
 IMAGE_STATISTICS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {

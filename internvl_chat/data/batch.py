@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -56,10 +56,14 @@ class Batch:
         moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
         return replace(moved, cu_seqlens=self.cu_seqlens)
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors that there are, by name: the model's arguments."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in values if isinstance(value, torch.Tensor)}
+
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        names = ("input_ids", "labels", "position_ids", "pixel_values", "cu_seqlens", "attention_mask")
-        values = {name: getattr(self, name) for name in names}
-        return replace(self, **{n: function(v) for n, v in values.items() if v is not None})  # type: ignore[arg-type]
+        changed = {name: function(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed)  # type: ignore[arg-type]
 
 
 def pack_batch(samples: Sequence[Sample], faults: Sequence[FaultRecord] = ()) -> Batch:

@@ -54,6 +54,7 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
     if dist.rank() == 0:
         # Only now: nothing of an old run is deleted for a new one that could not have started.
         _tidy_output_dir(output_dir, args.overwrite_output_dir, batches, resume is not None)
+    dist.barrier()  # a rank that is ahead must not write a ledger that rank 0 then clears away
     rank = dist.rank()
     trainer = InternVLTrainer(
         model,

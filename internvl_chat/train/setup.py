@@ -1,4 +1,4 @@
-"""Arguments -> the parts of a run: template, tokenizer, model, corpus, schedule, micro-batches."""
+"""Arguments -> the parts of a run: config, corpus, schedule, model, and what a resumed run must share."""
 
 from __future__ import annotations
 

@@ -136,10 +136,10 @@ def check_same_run(checkpoint: Path, old: DataState, new: DataState) -> None:
             )  # fmt: skip
 
 
-def check_model_survives(output_dir: Path, model: Path, overwrite: bool) -> None:
+def check_model_survives(output_dir: Path, model: Path, fresh: bool) -> None:
     """Raise ConfigError when a fresh start would delete the very folder it starts from."""
     doomed = [path.resolve() for path in checkpoints(output_dir)]
-    if overwrite and model.resolve() in doomed:
+    if fresh and model.resolve() in doomed:
         raise ConfigError(
             f"--overwrite_output_dir True would delete {model}, the model to start from; choose another --output_dir"
         )

@@ -85,7 +85,7 @@ class InternVLTrainer(Trainer):
         if not batches:
             return [], None
         weights = [token_weights(batch.labels, batch.cu_seqlens, self.loss_reduction) for batch in batches]
-        self._keep_faults(batches)
+        self.ledger.write([fault for batch in batches for fault in batch.faults])
         settings = self.batches.schedule.settings
         padded = sum(batch.input_ids.numel() for batch in batches)
         capacity = settings.max_tokens * self.args.per_device_train_batch_size * len(batches)
@@ -112,19 +112,11 @@ class InternVLTrainer(Trainer):
         denominator = counts[COLUMNS.index("weight")].to(device, torch.float32)
         return list(zip(batches, weights, strict=True)), denominator
 
-    def _keep_faults(self, batches: list[Batch]) -> None:
-        self.ledger.write([fault for batch in batches for fault in batch.faults])
-
     def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
         """Batch and weights -> the model's arguments on the device. (The library would cast the weights to bf16.)"""
         batch, weights = inputs
-        batch = batch.to(self.args.device)
-        names = ("input_ids", "labels", "position_ids", "pixel_values", "cu_seqlens", "attention_mask")
-        values = {name: getattr(batch, name) for name in names}
-        return {
-            **{name: value for name, value in values.items() if value is not None},
-            "loss_weight": weights.to(self.args.device, non_blocking=True),
-        }
+        device = self.args.device
+        return {**batch.to(device).tensors(), "loss_weight": weights.to(device, non_blocking=True)}
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted here: the library's estimate knows no tiles."""
@@ -144,7 +136,8 @@ class InternVLTrainer(Trainer):
     def check_step(self) -> None:
         """Raise DataError on every rank unless loss and gradient of the step are finite. One device sync per step."""
         loss, self._step_loss = float(self._step_loss), torch.zeros(())
-        norm = 0.0 if self._grad_norm is None else float(self._grad_norm)
+        # fp16 overflows now and then; its loss scaler skips such a step and goes on.
+        norm = 0.0 if self._grad_norm is None or self.args.fp16 else float(self._grad_norm)
         finite = math.isfinite(loss) and math.isfinite(norm)
         if dist.any_rank(not finite):
             found = (

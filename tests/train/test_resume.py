@@ -174,9 +174,9 @@ def test_checkpoints_of_another_program_are_never_touched(tmp_path: Path) -> Non
 def test_model_to_start_from_is_not_overwritten(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path, 3)
     with pytest.raises(ConfigError, match="would delete"):
-        check_model_survives(tmp_path, checkpoint, overwrite=True)
-    check_model_survives(tmp_path, checkpoint, overwrite=False)
-    check_model_survives(tmp_path / "other", checkpoint, overwrite=True)
+        check_model_survives(tmp_path, checkpoint, fresh=True)
+    check_model_survives(tmp_path, checkpoint, fresh=False)
+    check_model_survives(tmp_path / "other", checkpoint, fresh=True)
 
 
 def test_going_back_to_an_older_checkpoint_wants_the_later_ones_away(tmp_path: Path) -> None:
