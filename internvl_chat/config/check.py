@@ -99,11 +99,79 @@ def _pack_or_group(flags: dict[str, Any]) -> str | None:
     return None
 
 
+def _model_or_parts(flags: dict[str, Any]) -> str | None:
+    """Exactly one of: a whole checkpoint, or a vision tower with a language model."""
+    whole, vision, llm = (flags.get(name) for name in ("model_name_or_path", "vision_path", "llm_path"))
+    extra = [name for name in ("mlp_path", "new_tokens") if flags.get(name)]
+    if whole and (vision or llm or extra):
+        return (
+            f"--model_name_or_path and --{'vision_path' if vision else 'llm_path' if llm else extra[0]}: give a whole "
+            "checkpoint, or parts to build one from; to exchange a part of a checkpoint: internvl replace-llm"
+        )
+    if bool(vision) != bool(llm):
+        return f"--{'llm_path' if vision else 'vision_path'} is missing: building from parts takes both"
+    if not whole and not vision:
+        return (
+            "--model_name_or_path is missing: the folder of a checkpoint (`internvl tiny OUT` makes a small one), or "
+            "--vision_path and --llm_path to build from parts"
+        )
+    return None if whole or flags.get("conv_style") else "--conv_style is missing: parts name no template; see README"
+
+
+def _needs_lora(name: str, towers: tuple[str, ...] = ("use_llm_lora", "use_backbone_lora")) -> Rule:
+    """A switch that says how LoRA works, and does nothing without it."""
+
+    def rule(flags: dict[str, Any]) -> str | None:
+        given = name in flags and str(flags[name]).lower() not in ("false", "0", "none", "")
+        if not given or any(_value(flags, tower, 0) for tower in towers):
+            return None
+        return f"--{name} {flags[name]} does nothing without {' or '.join(f'--{tower} RANK' for tower in towers)}"
+
+    return rule
+
+
+def _quantized(flags: dict[str, Any]) -> str | None:
+    bits = [name for name in ("load_in_4bit", "load_in_8bit") if _is_true(flags, name)]
+    if len(bits) > 1:
+        return "--load_in_4bit and --load_in_8bit: choose one"
+    if bits and flags.get("deepspeed"):
+        return f"--{bits[0]} with --deepspeed: quantised weights cannot be sharded or cast; leave --deepspeed out"
+    return None
+
+
+def _new_rows(flags: dict[str, Any]) -> str | None:
+    if not _is_true(flags, "train_new_tokens"):
+        return None
+    if flags.get("model_name_or_path"):
+        return (
+            "--train_new_tokens True: no tokens are added to a whole checkpoint; build it from parts, or leave it out"
+        )
+    if not _is_true(flags, "freeze_llm") and not _value(flags, "use_llm_lora", 0):
+        return "--train_new_tokens True: the whole language model trains, its new rows too; leave the flag out"
+    return None
+
+
 RULES: tuple[Rule, ...] = (
-    _required("model_name_or_path", "the folder of a checkpoint; `internvl tiny OUT` makes a small one"),
+    _model_or_parts,
+    _quantized,
+    _new_rows,
     _required("meta_path", "the manifest that names your annotations; see playground/README.md"),
     _required("output_dir", "the folder for checkpoints and logs, e.g. work_dirs/my_run"),
     _existing("meta_path", "a manifest (JSON)"),
+    _existing("vision_path", "the folder of an InternViT or of a chat model"),
+    _existing("llm_path", "the folder of a language model"),
+    _existing("mlp_path", "a file with the projector's weights (.safetensors, .pth, .bin)"),
+    _existing("new_tokens", "a text file with one token per line"),
+    _number("use_llm_lora", 0, whole=True),
+    _number("use_backbone_lora", 0, whole=True),
+    _number("lora_alpha", 0.001),
+    _number("lora_dropout", 0, 1, open_high=True),
+    _number("vit_lr", 0),
+    _number("mlp_lr", 0),
+    *(_needs_lora(name) for name in ("lora_alpha", "lora_dropout", "use_dora", "use_rslora")),
+    _needs_lora("lora_llm_targets", ("use_llm_lora",)),
+    _needs_lora("lora_vit_targets", ("use_backbone_lora",)),
+    *(_needs_lora(name, ("use_llm_lora",)) for name in ("load_in_4bit", "load_in_8bit")),
     _number("max_seq_length", 8, whole=True),
     _number("max_packed_tokens", 8, whole=True),
     _number("num_images_expected", 1, whole=True),

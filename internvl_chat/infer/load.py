@@ -13,8 +13,9 @@ from internvl_chat.data.template import Template
 from internvl_chat.data.tiles import ImageBackend, TileSettings
 from internvl_chat.data.tokens import Encoder
 from internvl_chat.errors import CheckpointError, ConfigError, nearest
-from internvl_chat.model.build import load_config, load_model, load_tokenizer
+from internvl_chat.model.build import load_config, load_model
 from internvl_chat.model.chat import InternVLChatModel
+from internvl_chat.model.tokenizer import load_tokenizer
 
 DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,

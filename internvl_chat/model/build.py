@@ -1,26 +1,35 @@
-"""Model folders: reading them with a clear word on what does not fit, and writing them complete."""
+"""Model folders of either layout, read with a clear word on what does not fit."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import GenerationConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from internvl_chat.constants import IMAGE_STATISTICS, IMG_CONTEXT
+from internvl_chat.constants import IMG_CONTEXT
 from internvl_chat.errors import CheckpointError, ConfigError, nearest
 from internvl_chat.log import get_logger
 from internvl_chat.model.attention import register_packed_attention, resolve_attention
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.config import InternVLChatConfig
+from internvl_chat.model.hf_native import from_hf_config, register_hf_native, statistics_name
+from internvl_chat.model.layout import (
+    ADAPTER_FILE,
+    check_shapes,
+    is_hf_native,
+    set_conversions,
+    stored_tensors,
+)
+from internvl_chat.model.tokenizer import image_token_id, load_tokenizer
 
 logger = get_logger(__name__)
 
@@ -42,50 +51,51 @@ CHAT_OVERRIDES = (
 )
 
 
-def load_tokenizer(path: str | Path) -> Any:
-    """Tokenizer of a model folder, ids exactly as its files say. Raises CheckpointError if it cannot be read.
-
-    ``tokenizer.json`` is taken as it is: the classes that ``tokenizer_config.json`` names may rebuild it with other
-    ids. Remote code is never run.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder, as it is. Raises CheckpointError."""
+    path = folder / "config.json"
+    if not path.is_file():
+        if (folder / ADAPTER_FILE).is_file():
+            raise CheckpointError(
+                f"{folder}: this is a LoRA adapter, not a full model; merge it into its base first: "
+                f"internvl merge-lora {folder} OUT"
+            )
+        raise CheckpointError(f"{folder}: no model folder (config.json, tokenizer.json, *.safetensors); check the path")
     try:
-        if (folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise CheckpointError(
-            f"{folder}: no usable tokenizer ({_first_line(error)}). The folder needs tokenizer.json with "
-            "tokenizer_config.json; a tokenizer with code of its own must be converted to tokenizer.json first"
-        ) from error
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({_first_line(error)})") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} must hold one object")
+    return raw
 
 
-def image_token_id(tokenizer: Any) -> int:
-    """Id of ``<IMG_CONTEXT>``. Raises CheckpointError if the tokenizer does not have it as one token."""
-    token = tokenizer.get_vocab().get(IMG_CONTEXT)
-    if token is None:
-        raise CheckpointError(
-            f"the tokenizer has no token {IMG_CONTEXT}: this is not the tokenizer of an InternVL chat model. Add the "
-            "special tokens of internvl_chat.constants.SPECIAL_TOKENS in order and resize the vocabulary"
-        )
-    return int(token)
+def flavour_of(folder: Path, raw: Mapping[str, Any]) -> Literal["original", "hf"]:
+    """Which layout a config.json announces. Raises CheckpointError for other models."""
+    if is_hf_native(raw):
+        return "hf"
+    if raw.get("model_type") == InternVLChatConfig.model_type:
+        return "original"
+    code = "; its code is remote (auto_map), which is never run here" if raw.get("auto_map") else ""
+    raise CheckpointError(
+        f"{folder}: config.json says model_type {raw.get('model_type')!r}, an InternVL chat model has "
+        f"{InternVLChatConfig.model_type!r} (or 'internvl', the HF-native layout){code}"
+    )
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> InternVLChatConfig:
-    """Chat config of a model folder with ``overrides`` applied. Raises CheckpointError or ConfigError."""
+    """Chat config of a model folder of either layout with ``overrides`` applied. Raises CheckpointError, ConfigError."""
     folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: no model folder (config.json, tokenizer.json, *.safetensors); check the path")
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: config.json cannot be read ({_first_line(error)})") from error
-    _check_flavour(folder, raw)
+    raw = read_config_file(folder)
+    if flavour_of(folder, raw) == "hf":
+        raw = _complete_hf(folder, from_hf_config(raw, folder))
+    return _config_of(folder, raw, overrides or {})
+
+
+def _config_of(folder: Path, raw: dict[str, Any], overrides: Mapping[str, Any]) -> InternVLChatConfig:
     vision: dict[str, Any] = {}
     chat: dict[str, Any] = {}
-    for key, value in (overrides or {}).items():
+    for key, value in overrides.items():
         if value is None:
             continue
         if key in VISION_OVERRIDES:
@@ -96,7 +106,32 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
             legal = (*VISION_OVERRIDES, *CHAT_OVERRIDES)
             raise ConfigError(f"config override {key!r}: use one of {', '.join(legal)}" + nearest(key, legal))
     raw["vision_config"] = {**(raw.get("vision_config") or {}), **vision}
-    return InternVLChatConfig.from_dict({**raw, **chat})
+    try:
+        return InternVLChatConfig.from_dict({**raw, **chat})
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'config.json'}: {error}") from error
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not a usable config: {_first_line(error)}") from error
+
+
+def _complete_hf(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """What an HF-native folder says about pictures elsewhere, and the template that such releases were trained with."""
+    try:
+        pictures = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        pictures = {}
+    if raw.get("normalize_type") is None and {"image_mean", "image_std"} <= pictures.keys():
+        name = statistics_name(pictures["image_mean"], pictures["image_std"])
+        if name is None:
+            raise CheckpointError(f"{folder / 'preprocessor_config.json'}: image_mean and image_std of an unknown kind")
+        raw["normalize_type"] = name
+    if raw.get("template") is None:
+        # Only releases since 2.5 exist in this layout, all with this template.
+        raw["template"] = "internvl2_5"
+        for ours, theirs in (("min_dynamic_patch", "min_patches"), ("max_dynamic_patch", "max_patches")):
+            raw[ours] = pictures.get(theirs, raw[ours])
+        logger.info("%s names no template: taking internvl2_5 (another one: --conv_style)", folder)
+    return raw
 
 
 def load_model(
@@ -105,41 +140,38 @@ def load_model(
     attn_implementation: str = "auto",
     device: str | torch.device | None = None,
     config_overrides: Mapping[str, Any] | None = None,
+    quantization: Any = None,
 ) -> InternVLChatModel:
-    """Model of a folder in the published layout, in eval mode, every weight accounted for.
+    """Model of a folder in either layout, in eval mode, every weight accounted for.
 
-    ``dtype`` a torch dtype, its name, or "auto" (the folder's own). Raises CheckpointError naming missing, unexpected
-    or ill-fitting keys; ConfigError for overrides and attention that cannot be used.
+    ``dtype`` a torch dtype, its name, or "auto" (the folder's own). ``quantization``: a BitsAndBytesConfig. Raises
+    CheckpointError naming missing, unexpected or ill-fitting keys before anything is read; ConfigError for overrides
+    and attention that cannot be used.
     """
     folder = Path(path)
     config = load_config(folder, config_overrides)
+    flavour = flavour_of(folder, read_config_file(folder))
+    stored = stored_tensors(folder)
+    settle_tying(config, stored)
+    check_shapes(folder, stored, config, flavour)
     config.img_context_token_id = image_token_id(load_tokenizer(folder))
+    _check_vocabulary(folder, config)
     register_packed_attention()
+    register_hf_native()
     attention = resolve_attention(attn_implementation, device)
     try:
-        _settle_tying(folder, config)
-        loaded: Any = InternVLChatModel.from_pretrained(
+        model: InternVLChatModel = InternVLChatModel.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
             attn_implementation=attention,
             local_files_only=True,
             weights_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported by _check_keys, with names
+            quantization_config=quantization,
         )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the weights cannot be loaded: {error}") from error
-    model: InternVLChatModel = loaded[0]
-    info: dict[str, Any] = loaded[1]
-    # ZeRO-3 keeps conversions that never applied; saving would then reverse them.
-    conversions = [c for c in getattr(model, "_weight_conversions", None) or [] if c.was_used()]
-    model._weight_conversions = conversions  # type: ignore[assignment]
-    if is_deepspeed_zero3_enabled() and not conversions:
-        # The partitioned load does not look at names that have no place in the model.
-        surplus = checkpoint_keys(folder) - set(model.state_dict())
-        info["unexpected_keys"] = {name for name in surplus if not name.endswith("rotary_emb.inv_freq")}
-    _check_keys(folder, info)
+    set_conversions(model)
     if (folder / "generation_config.json").is_file():
         model.language_model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     _fit_image_size(model)
@@ -148,131 +180,34 @@ def load_model(
     return model
 
 
-def save_model_folder(
-    model: InternVLChatModel,
-    tokenizer: Any,
-    out_dir: str | Path,
-    state_dict: dict[str, Tensor] | None = None,
-    max_shard_size: str = "5GB",
-    stop_token_ids: Iterable[int] | None = None,
-) -> None:
-    """Write a folder that ``load_model`` (and ``from_pretrained``) reads back bit for bit.
-
-    ``state_dict``: gathered weights, if the model itself does not hold them (ZeRO-3). ``stop_token_ids`` end an answer
-    and go into generation_config.json, default the tokenizer's eos.
-    """
-    folder = Path(out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.config.use_cache = True  # the Trainer says False, for itself; a reader of the folder wants to generate
-    model.save_pretrained(folder, state_dict=state_dict, max_shard_size=max_shard_size)
-    tokenizer.save_pretrained(folder)
-    _name_tokenizer_class(folder / "tokenizer_config.json")
-    generation = copy.deepcopy(model.language_model.generation_config)
-    known = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
-    stops = [*(stop_token_ids if stop_token_ids is not None else [tokenizer.eos_token_id]), *known]
-    generation.update(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=list(dict.fromkeys(i for i in stops if i is not None)) or None,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    generation.save_pretrained(folder)
-    mean, std = IMAGE_STATISTICS[model.config.normalize_type]
-    preprocessor = {
-        "crop_size": model.config.image_size,
-        "do_center_crop": True,
-        "do_normalize": True,
-        "do_resize": True,
-        "feature_extractor_type": "CLIPFeatureExtractor",
-        "image_mean": list(mean),
-        "image_std": list(std),
-        "resample": 3,
-        "size": model.config.image_size,
-    }
-    written = folder / "preprocessor_config.json"
-    written.write_text(json.dumps(preprocessor, indent=2) + "\n", encoding="utf-8")
-    for shard in folder.glob("*.safetensors"):
-        # Written through a private temporary file: give it the rights of the others, for colleagues to read.
-        shard.chmod(written.stat().st_mode)
-
-
 def load_weights(model: InternVLChatModel, folder: Path) -> None:
-    """Fill a model that is in memory with the safetensors of a folder. Raises CheckpointError unless all fit."""
-    state: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        state.update(load_file(file))
-    result = model.load_state_dict(state, strict=False)
-    missing = [name for name in result.missing_keys if name not in model.all_tied_weights_keys]
-    if missing or result.unexpected_keys:
-        raise CheckpointError(
-            f"{folder}: its weights are not those of this model (missing: {', '.join(missing[:4]) or 'none'}; "
-            f"unexpected: {', '.join(result.unexpected_keys[:4]) or 'none'}); resume with the model it was made with"
-        )
+    """Fill a model that is in memory with the weights of a folder. Raises CheckpointError unless all fit."""
+    stored = stored_tensors(folder)
+    try:
+        check_shapes(folder, stored, model.config, "original")
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. Resume with the model that the checkpoint was made with") from error
+    config = copy.deepcopy(model.config)
+    found = InternVLChatModel.from_pretrained(folder, config=config, dtype="auto", local_files_only=True)
+    model.load_state_dict(found.state_dict())
 
 
-def _name_tokenizer_class(path: Path) -> None:
-    """Readers before transformers 5 know the class of a tokenizer.json by its old name only."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if values.get("tokenizer_class") == "TokenizersBackend":
-        values["tokenizer_class"] = "PreTrainedTokenizerFast"
-        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def checkpoint_keys(folder: Path) -> set[str]:
-    """Names of all tensors in a model folder, read from the index or the file head, never the weights themselves.
-
-    Empty for a single ``pytorch_model.bin``, whose names cannot be had so cheaply.
-    """
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (folder / index).is_file():
-            return set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"])
-    if (folder / "model.safetensors").is_file():
-        with safe_open(folder / "model.safetensors", framework="pt") as file:
-            return set(file.keys())
-    return set()
-
-
-def _check_flavour(folder: Path, raw: dict[str, Any]) -> None:
-    """Raise CheckpointError if config.json is not that of an InternVL chat model in the published layout."""
-    kind = raw.get("model_type")
-    if kind == "internvl" or "InternVLForConditionalGeneration" in (raw.get("architectures") or []):
-        raise CheckpointError(
-            f"{folder}: this is the HF-native layout (InternVLForConditionalGeneration, the '-HF' releases). Use the "
-            "release without -HF in its name, or convert the folder to the original layout"
-        )
-    if kind != InternVLChatConfig.model_type:
-        raise CheckpointError(
-            f"{folder}: config.json says model_type {kind!r}, an InternVL chat model has "
-            f"{InternVLChatConfig.model_type!r}"
-        )
-
-
-def _settle_tying(folder: Path, config: InternVLChatConfig) -> None:
+def settle_tying(config: InternVLChatConfig, stored: Mapping[str, Any]) -> None:
     """Believe the weights: some releases say tied in llm_config and carry an output layer of their own."""
-    if "language_model.lm_head.weight" in checkpoint_keys(folder):
+    heads = ("language_model.lm_head.weight", "language_model.output.weight", "lm_head.weight")
+    if any(name in stored for name in heads):
         config.llm_config.tie_word_embeddings = False
     config.tie_word_embeddings = bool(config.llm_config.tie_word_embeddings)
 
 
-def _check_keys(folder: Path, info: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if a load left parameters without weights or weights without a place."""
-    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    mismatched = [f"{name} {tuple(found)} for {tuple(ours)}" for name, found, ours in sorted(info["mismatched_keys"])]
-    faults = [
-        f"{len(keys)} {kind}: {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}"
-        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
-        if keys
-    ]
-    if not faults:
-        return
-    if any("lora_" in key or "base_layer" in key for key in unexpected):
-        meaning = "the folder holds LoRA wrappers inside the model: merge them first"
-    elif any(key.startswith(("model.vision_tower.", "vision_tower.", "model.multi_modal")) for key in unexpected):
-        meaning = "the weights are in the HF-native layout: convert them to the original layout"
-    elif mismatched:
-        meaning = "config.json does not describe these weights"
-    else:
-        meaning = "the folder is incomplete, or config.json is that of another model"
-    raise CheckpointError(f"{folder}: weights and config do not fit; tensors {'; '.join(faults)}. It means: {meaning}")
+def _check_vocabulary(folder: Path, config: InternVLChatConfig) -> None:
+    """Raise CheckpointError if the image token has no row in the embedding: tokenizer and weights are not a pair."""
+    token, rows = config.img_context_token_id, config.llm_config.vocab_size
+    if token is not None and token >= rows:
+        raise CheckpointError(
+            f"{folder}: the tokenizer gives {IMG_CONTEXT} the id {token}, but the model has only {rows} tokens: "
+            "tokenizer and weights are of different models, or tokens were added without resizing the vocabulary"
+        )
 
 
 def _fit_image_size(model: InternVLChatModel) -> None:

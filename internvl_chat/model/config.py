@@ -9,7 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from internvl_chat.constants import IMAGE_STATISTICS
 from internvl_chat.errors import ConfigError, nearest
-from internvl_chat.model.llm import LLMS, model_type_of
+from internvl_chat.model.llm import LLMS, model_type_of, register_language_models
 
 PS_VERSIONS = ("v1", "v2")
 NORM_TYPES = ("layer_norm", "rms_norm")
@@ -83,6 +83,7 @@ class InternVLChatConfig(PreTrainedConfig):
     img_context_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        register_language_models()
         if isinstance(self.llm_config, dict):
             self.llm_config = {**self.llm_config, "model_type": model_type_of(self.llm_config)}
         # Derived values that some tools write into config.json; ours are properties.

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import AutoConfig, PreTrainedConfig
+
 from internvl_chat.errors import ConfigError, nearest
+from internvl_chat.model.internlm2 import register_internlm2
 
 
 @dataclass(frozen=True)
@@ -13,15 +16,17 @@ class LLMSpec:
     """One language-model family.
 
     ``architecture`` is the class name in published ``llm_config.architectures``; ``rope_type_on_disk`` maps today's
-    rope names to the ones that the code shipped with older checkpoints understands.
+    rope names to the ones that the code shipped with older checkpoints understands; ``hf_type`` is the model type of
+    the same network in transformers itself, if it is another one.
     """
 
     model_type: str
     architecture: str
     rope_type_on_disk: tuple[tuple[str, str], ...] = ()
+    hf_type: str | None = None
 
 
-# The classes themselves come from transformers' auto classes; a family of our own registers there first.
+# The classes themselves come from transformers' auto classes; InternLM2 registers there first.
 LLMS: dict[str, LLMSpec] = {
     spec.model_type: spec
     for spec in (
@@ -29,8 +34,15 @@ LLMS: dict[str, LLMSpec] = {
         LLMSpec("qwen3", "Qwen3ForCausalLM"),
         LLMSpec("llama", "LlamaForCausalLM"),
         LLMSpec("phi3", "Phi3ForCausalLM", rope_type_on_disk=(("longrope", "su"),)),
+        LLMSpec("internlm2", "InternLM2ForCausalLM", hf_type="llama"),
+        LLMSpec("qwen3_moe", "Qwen3MoeForCausalLM"),
     )
 }
+
+
+def register_language_models() -> None:
+    """Make the families that are not in transformers itself known to it; calling it again changes nothing."""
+    register_internlm2()
 
 
 def llm_spec(model_type: str) -> LLMSpec:
@@ -41,6 +53,18 @@ def llm_spec(model_type: str) -> LLMSpec:
             + nearest(model_type, LLMS)
         )
     return LLMS[model_type]
+
+
+def hf_llm_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config under which transformers alone builds the same language model: a copy, of another class if need be."""
+    hf_type = llm_spec(config.model_type).hf_type
+    values = config.to_dict()
+    values.pop("auto_map", None)
+    if hf_type is None:
+        return type(config).from_dict(values)
+    values.pop("bias", None)
+    values["architectures"] = [llm_spec(hf_type).architecture]
+    return AutoConfig.for_model(hf_type, **{k: v for k, v in values.items() if k != "model_type"})
 
 
 def model_type_of(llm_config: dict[str, Any]) -> str:

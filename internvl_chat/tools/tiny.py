@@ -37,16 +37,19 @@ KINDS: dict[str, TinyKind] = {
             bos=None,
             stop="<|im_end|>",
         )
-        for llm in ("qwen2", "qwen3")
+        for llm in ("qwen2", "qwen3", "qwen3_moe")
     },
-    "llama": TinyKind(
-        template="internlm2-chat",
-        markers=("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"),
-        eos="</s>",
-        pad="</s>",
-        bos="<s>",
-        stop="<|im_end|>",
-    ),
+    **{
+        llm: TinyKind(
+            template="internlm2-chat",
+            markers=("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"),
+            eos="</s>",
+            pad="</s>",
+            bos="<s>",
+            stop="<|im_end|>",
+        )
+        for llm in ("llama", "internlm2")
+    },
     "phi3": TinyKind(
         template="phi3-chat",
         markers=("<unk>", "<s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"),
@@ -97,8 +100,8 @@ def make_tiny(
     """
     import torch
 
-    from internvl_chat.model.build import save_model_folder
     from internvl_chat.model.chat import InternVLChatModel
+    from internvl_chat.model.save import save_model_folder
 
     if llm not in KINDS:
         raise ConfigError(f"--llm {llm!r}: use one of {', '.join(KINDS)}" + nearest(llm, KINDS))
@@ -223,8 +226,12 @@ def _language(llm: str, tokenizer: Any, hidden: int, layers: int) -> dict[str, A
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    if llm == "qwen3":
+    if llm in ("qwen3", "qwen3_moe"):
         values["head_dim"] = 16
+    if llm == "qwen3_moe":
+        values |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 2 * hidden}
+    if llm == "internlm2":
+        values["bias"] = False
     return values
 
 

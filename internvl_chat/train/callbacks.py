@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from internvl_chat.data.plan.schedule import Schedule
@@ -58,6 +60,21 @@ class JsonLinesLog(TrainerCallback):
         if state.is_world_process_zero and logs:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class TrainableText(TrainerCallback):
+    """The table of what trains, as text in TensorBoard. ``callbacks`` gives those of the Trainer."""
+
+    def __init__(self, text: str, callbacks: Callable[[], Iterable[TrainerCallback]]) -> None:
+        self._text, self._callbacks = text, callbacks
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for callback in self._callbacks():
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                # Four spaces make a code block: TensorBoard shows text as Markdown.
+                callback.tb_writer.add_text("what trains", "    " + self._text.replace("\n", "\n    "))
 
 
 class ShortBar(ProgressCallback):

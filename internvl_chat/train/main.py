@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from torch import nn
 from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.utils import logging as library_logging
 
@@ -17,12 +17,12 @@ from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.faults import Ledger, TooManyFaults
 from internvl_chat.data.loader import MicroBatches, Place
 from internvl_chat.log import get_logger, setup_logging
-from internvl_chat.model.build import load_tokenizer
-from internvl_chat.model.chat import InternVLChatModel
-from internvl_chat.model.config import InternVLChatConfig
-from internvl_chat.model.tune import apply_freeze, assert_trainable, format_table, trainable_table
+from internvl_chat.model.lora import unwrap
+from internvl_chat.model.tune import Tuning, assert_trainable, describe_layers, format_table, trainable_table
 from internvl_chat.train import dist, setup, state
-from internvl_chat.train.callbacks import JsonLinesLog, ShortBar, ShortLines, TrueEpoch
+from internvl_chat.train.callbacks import JsonLinesLog, ShortBar, ShortLines, TrainableText, TrueEpoch
+from internvl_chat.train.finish import finish
+from internvl_chat.train.source import ModelSource, build_model, find_source, tuning_of
 from internvl_chat.train.trainer import InternVLTrainer
 
 log = get_logger(__name__)
@@ -35,11 +35,12 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
     resume = dist.decide_on_main(
         lambda: state.find_resume(output_dir, args.overwrite_output_dir, args.resume_from_checkpoint)
     )
-    state.check_model_survives(output_dir, Path(str(model_args.model_name_or_path)), not resume)
-    config = setup.read_config(model_args, data_args)
-    tokenizer = load_tokenizer(str(model_args.model_name_or_path))
+    if model_args.model_name_or_path is not None:
+        state.check_model_survives(output_dir, Path(model_args.model_name_or_path), not resume)
+    source = find_source(model_args, data_args, args)
+    tuning = tuning_of(model_args, source)
     try:
-        batches = _prepare_data(config, tokenizer, data_args, args, resume[1].step if resume else None)
+        batches = _prepare_data(source, data_args, args, resume[1].step if resume else None)
     except TooManyFaults as error:
         if dist.rank() == 0:
             Ledger(output_dir / "faults.jsonl").rewrite(error.records)
@@ -50,7 +51,7 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
         state.check_same_run(*resume, now)
 
     set_seed(args.seed)
-    model = _prepare_model(model_args, data_args, args)
+    model = _prepare_model(source, model_args, args, tuning)
     if dist.rank() == 0:
         # Only now: nothing of an old run is deleted for a new one that could not have started.
         _tidy_output_dir(output_dir, args.overwrite_output_dir, batches, resume is not None)
@@ -60,19 +61,24 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
         model,
         args,
         batches,
-        tokenizer=tokenizer,
+        source=source,
+        learning_rates={"vision_model": model_args.vit_lr, "mlp1": model_args.mlp_lr},
         loss_reduction=data_args.loss_reduction,
         ledger=Ledger(output_dir / (f"faults.rank{rank}.jsonl" if rank else "faults.jsonl")),
         max_faults=int(data_args.max_fault_share * len(batches.corpus)),
     )
     trainer.add_callback(TrueEpoch(batches.schedule))
+    trainer.add_callback(
+        TrainableText(format_table(trainable_table(model)), lambda: trainer.callback_handler.callbacks)
+    )
     trainer.add_callback(JsonLinesLog(output_dir / "train_log.jsonl"))
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
     trainer.add_callback(ShortLines() if args.disable_tqdm else ShortBar())
     trainer.train(resume_from_checkpoint=str(resume[0]) if resume else None)
     trainer.save_model()
     trainer.save_state()
-    log.info("the model is in %s; try it: internvl chat %s", output_dir, output_dir)
+    folder = finish(trainer, output_dir, model_args.merge_lora)
+    log.info("the model is in %s; try it: internvl chat %s", folder, folder)
     return trainer
 
 
@@ -93,14 +99,14 @@ def _start(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainArg
 
 
 def _prepare_data(
-    config: InternVLChatConfig, tokenizer: Any, data: DataArguments, args: TrainArguments, resume_step: int | None
+    source: ModelSource, data: DataArguments, args: TrainArguments, resume_step: int | None
 ) -> MicroBatches:
     """Manifest -> index -> plan -> this rank's micro-batches of the whole run, or of what is left of it."""
     with dist.local_main_first():
         # A resumed run needs the lines it began with: a picture that was mended since stays out until the next run.
         look_again = resume_step is None and dist.is_local_main()
-        corpus = setup.build_corpus(config, tokenizer, data, args.seed, look_again)
-    schedule = setup.build_schedule(corpus, config, data, args)
+        corpus = setup.build_corpus(source.config, source.tokenizer, data, args.seed, look_again)
+    schedule = setup.build_schedule(corpus, source.config, data, args)
     num_steps = args.max_steps if args.max_steps > 0 else schedule.steps_in(args.num_train_epochs)
     first_step = min(resume_step or 0, num_steps)
     log.info(
@@ -114,7 +120,7 @@ def _prepare_data(
     if first_step == num_steps:
         log.info("nothing left to train: step %d is the end of this run; for more raise --num_train_epochs", num_steps)
     place = Place(dist.rank(), dist.world_size(), args.gradient_accumulation_steps)
-    return MicroBatches(corpus, schedule, place, first_step, num_steps, tokenizer.pad_token_id or 0)
+    return MicroBatches(corpus, schedule, place, first_step, num_steps, source.tokenizer.pad_token_id or 0)
 
 
 def _tidy_output_dir(output_dir: Path, overwrite: bool, batches: MicroBatches, resumed: bool) -> None:
@@ -126,20 +132,17 @@ def _tidy_output_dir(output_dir: Path, overwrite: bool, batches: MicroBatches, r
     Ledger(output_dir / "faults.jsonl").write(batches.corpus.left_out())
 
 
-def _prepare_model(model_args: ModelArguments, data_args: DataArguments, args: TrainArguments) -> InternVLChatModel:
-    """Load, freeze, and say what trains."""
-    model = setup.build_model(model_args, data_args, args)
-    apply_freeze(
-        model,
-        freeze_llm=model_args.freeze_llm,
-        freeze_mlp=model_args.freeze_mlp,
-        freeze_backbone=model_args.freeze_backbone,
-    )
-    log.info("what trains:\n%s", format_table(trainable_table(model)))
-    assert_trainable(model, setup.expected_trainable(model_args))
+def _prepare_model(source: ModelSource, model_args: ModelArguments, args: TrainArguments, tuning: Tuning) -> nn.Module:
+    """Load, freeze, add LoRA, and say what trains."""
+    model = build_model(source, model_args, args, tuning)
+    for text in (f"what trains:\n{format_table(trainable_table(model))}", describe_layers(model, tuning)):
+        if text:
+            log.info("%s", text)
+    assert_trainable(model, tuning)
     vision_checkpoint = model_args.vision_grad_checkpoint
-    model.set_activation_checkpointing(
-        vision=not model_args.freeze_backbone if vision_checkpoint is None else vision_checkpoint,
+    vision_trains = any(row.trainable for row in trainable_table(model) if row.group in ("vision_model", "vision LoRA"))
+    unwrap(model).set_activation_checkpointing(
+        vision=vision_trains if vision_checkpoint is None else vision_checkpoint,
         llm=model_args.grad_checkpoint,
     )
     return model

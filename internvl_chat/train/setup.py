@@ -1,4 +1,4 @@
-"""Arguments -> the parts of a run: config, corpus, schedule, model, and what a resumed run must share."""
+"""Arguments -> the data of a run: corpus, schedule, and what a resumed run must share."""
 
 from __future__ import annotations
 
@@ -10,57 +10,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from internvl_chat.config.data import DataArguments
-from internvl_chat.config.model import ModelArguments
 from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.corpus import Corpus, open_corpus
 from internvl_chat.data.loader import MicroBatches
 from internvl_chat.data.manifest import load_manifest
 from internvl_chat.data.plan.schedule import Cost, PlanSettings, Schedule
 from internvl_chat.data.sample import Limits, SampleMaker
-from internvl_chat.data.template import template_of
 from internvl_chat.data.tiles import TileSettings
 from internvl_chat.data.tokens import Encoder
-from internvl_chat.errors import ConfigError
-from internvl_chat.model.build import load_config, load_model
-from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.train import dist
 from internvl_chat.train.state import DataState
 
 _NO_LIMIT = 2**30
-
-
-def checkpoint_overrides(model: ModelArguments, data: DataArguments) -> dict[str, Any]:
-    """Keys of config.json that the user set anew; what is None stays as the checkpoint has it."""
-    wanted = {
-        "select_layer": model.vision_select_layer,
-        "ps_version": model.ps_version,
-        "drop_path_rate": model.drop_path_rate,
-        "template": data.conv_style,
-        "force_image_size": data.force_image_size,
-        "dynamic_image_size": data.dynamic_image_size,
-        "use_thumbnail": data.use_thumbnail,
-        "min_dynamic_patch": data.min_dynamic_patch,
-        "max_dynamic_patch": data.max_dynamic_patch,
-        "normalize_type": data.normalize_type,
-        "pad2square": data.pad2square or None,
-    }
-    return {name: value for name, value in wanted.items() if value is not None}
-
-
-def read_config(model: ModelArguments, data: DataArguments) -> InternVLChatConfig:
-    """The checkpoint's config with the user's settings in it. Raises ConfigError when they contradict."""
-    config = load_config(str(model.model_name_or_path), checkpoint_overrides(model, data))
-    if data.down_sample_ratio is not None and data.down_sample_ratio != config.downsample_ratio:
-        raise ConfigError(
-            f"--down_sample_ratio {data.down_sample_ratio} contradicts the checkpoint, whose projector is made for "
-            f"{config.downsample_ratio}; leave the flag out"
-        )
-    template_of(config)
-    return config
 
 
 def build_corpus(
@@ -124,25 +87,3 @@ def data_state(batches: MicroBatches, step: int) -> DataState:
     settings = batches.schedule.settings
     plan = _plan_id(batches.corpus, batches.schedule)
     return DataState(step, settings.seed, settings.packs_per_step, plan, batches.num_steps, batches.place.world_size)
-
-
-def build_model(model: ModelArguments, data: DataArguments, args: TrainArguments) -> InternVLChatModel:
-    """Load the checkpoint. bf16 weights only where DeepSpeed keeps fp32 masters of them; else fp32 and autocast."""
-    dtype = torch.bfloat16 if args.bf16 and args.deepspeed else torch.float32
-    return load_model(
-        str(model.model_name_or_path),
-        dtype=dtype,
-        attn_implementation=model.attn_implementation,
-        config_overrides=checkpoint_overrides(model, data),
-    )
-
-
-def expected_trainable(model: ModelArguments) -> dict[str, bool]:
-    """Whether each part of the model should train, by the freeze switches."""
-    llm = not model.freeze_llm
-    return {
-        "vision_model": not model.freeze_backbone,
-        "mlp1": not model.freeze_mlp,
-        "language_model": llm,
-        "lm_head": llm,
-    }

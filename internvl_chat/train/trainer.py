@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -24,17 +25,26 @@ from internvl_chat.data.faults import Ledger
 from internvl_chat.data.loader import MicroBatches, make_loader
 from internvl_chat.data.template import template_of
 from internvl_chat.errors import DataError
-from internvl_chat.model.build import load_weights, save_model_folder
-from internvl_chat.model.chat import InternVLChatModel
+from internvl_chat.model.build import load_weights
+from internvl_chat.model.lora import load_trained, save_adapter, unwrap
 from internvl_chat.model.loss import token_weights
+from internvl_chat.model.save import save_model_folder
 from internvl_chat.train import dist
 from internvl_chat.train.metrics import COLUMNS, Meter, step_counts
 from internvl_chat.train.setup import data_state
+from internvl_chat.train.source import ModelSource
 from internvl_chat.train.state import begin_saving, finish_saving, keep_newest
+
+# Folder of the trained adapter, in the output folder.
+ADAPTER = "adapter"
 
 
 class InternVLTrainer(Trainer):
-    """Trains on ``MicroBatches``. ``ledger`` gets the faults found on loading (one file per rank)."""
+    """Trains on ``MicroBatches``. ``ledger`` gets the faults found on loading (one file per rank).
+
+    ``learning_rates``: of whole parts of the model by their name in it, None = ``--learning_rate``. A model that peft
+    has wrapped is saved as an adapter.
+    """
 
     # The model divides by the denominator of the whole step; nothing is left to scale.
     loss_is_scaled_for_ga = True
@@ -45,7 +55,8 @@ class InternVLTrainer(Trainer):
         args: TrainArguments,
         batches: MicroBatches,
         *,
-        tokenizer: Any,
+        source: ModelSource,
+        learning_rates: Mapping[str, float | None],
         loss_reduction: str,
         ledger: Ledger,
         max_faults: int,
@@ -53,7 +64,9 @@ class InternVLTrainer(Trainer):
         # Old checkpoints are deleted here, after the new one is complete, not by the library before that.
         self._keep_checkpoints, args.save_total_limit = args.save_total_limit, None
         args.max_steps = batches.num_steps
-        super().__init__(model=model, args=args, train_dataset=batches, processing_class=tokenizer)
+        super().__init__(model=model, args=args, train_dataset=batches, processing_class=source.tokenizer)
+        self.source = source
+        self.learning_rates = learning_rates
         self.batches = batches
         self.loss_reduction = loss_reduction
         self.ledger = ledger
@@ -122,6 +135,22 @@ class InternVLTrainer(Trainer):
         """Not counted here: the library's estimate knows no tiles."""
         return 0
 
+    # -- optimizer ----------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The library's optimizer; parts with a learning rate of their own get groups of their own."""
+        optimizer = super().create_optimizer(model)
+        rates = {part: rate for part, rate in self.learning_rates.items() if rate is not None}
+        names = {id(parameter): name for name, parameter in cast("nn.Module", model or self.model).named_parameters()}
+        for group in list(optimizer.param_groups) if rates else []:
+            for part, rate in rates.items():
+                own = [p for p in group["params"] if f".{part}." in f".{names[id(p)]}"]
+                if own:
+                    group["params"] = [p for p in group["params"] if not any(p is other for other in own)]
+                    optimizer.add_param_group({**group, "params": own, "lr": rate})
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
     # -- log ----------------------------------------------------------------------------------------------------------
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -156,14 +185,43 @@ class InternVLTrainer(Trainer):
 
     # -- save ---------------------------------------------------------------------------------------------------------
 
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """What ends an answer by the template of this run."""
+        tokenizer = cast("Any", self.processing_class)
+        return [tokenizer.convert_tokens_to_ids(template_of(self.source.config).stop)]
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A model folder, or of a LoRA run an adapter folder. Collective under ZeRO-3."""
+        if isinstance(self.model, PeftModel) and not self.is_zero3:
+            # The library would copy the whole frozen model to the host first.
+            self._save(output_dir)
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    @property
+    def is_zero3(self) -> bool:
+        """Whether no rank holds the weights whole."""
+        config = getattr(self.args, "hf_deepspeed_config", None)
+        return config is not None and bool(config.is_zero3())
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write a model folder that loads by itself. Called on the main process with the gathered weights."""
+        """Write a folder that loads by itself. Called on the main process with the gathered weights."""
         if not self.args.should_save:
             return
-        model, tokenizer = cast("InternVLChatModel", self.model), cast("Any", self.processing_class)
-        stop = tokenizer.convert_tokens_to_ids(template_of(model.config).stop)
         folder = Path(output_dir or str(self.args.output_dir))
-        save_model_folder(model, tokenizer, folder, state_dict=state_dict, stop_token_ids=[stop])
+        if isinstance(self.model, PeftModel):
+            final = folder == Path(str(self.args.output_dir))
+            save_adapter(self.model, folder / ADAPTER if final else folder, self.source.origin, state_dict)
+            return
+        save_model_folder(
+            unwrap(cast("nn.Module", self.model)),
+            self.processing_class,
+            folder,
+            state_dict=state_dict,
+            stop_token_ids=self.stop_token_ids,
+            source=self.source.folder,
+        )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         output_dir = Path(self._get_output_dir(trial))
@@ -182,7 +240,11 @@ class InternVLTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Weights of a checkpoint, every one of them (the library would only warn about missing ones)."""
-        load_weights(cast("InternVLChatModel", self.model), Path(resume_from_checkpoint))
+        folder = Path(resume_from_checkpoint)
+        if isinstance(self.model, PeftModel):
+            load_trained(self.model, folder)
+        else:
+            load_weights(unwrap(cast("nn.Module", self.model)), folder)
 
 
 class _CheckStep(TrainerCallback):

@@ -70,7 +70,6 @@ def test_a_warmup_ratio_is_a_share(refuse: Refuse, value: str) -> None:
         ["--allow_overflow", "False"],
         ["--use_data_resampling", "False"],
         ["--group_by_length", "False"],
-        ["--mlp_path", "None"],
         ["--adafactor", "False"],
         ["--label_smoothing_factor", "0.0"],
         ["--fsdp", ""],
@@ -83,14 +82,7 @@ def test_values_that_ask_for_nothing_pass_in_silence(required: list[str], words:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--use_llm_lora", "16"], "LoRA is not available in this version yet"),
-        (["--use_backbone_lora", "16"], "LoRA is not available in this version yet"),
-        (["--unfreeze_vit_layers", "-8"], "not available in this version yet"),
-        (["--unfreeze_lm_head", "True"], "not available in this version yet"),
         (["--use_liger", "True"], "the loss is chunked anyway"),
-        (["--vision_path", "pretrained/InternViT"], "building from parts is not available"),
-        (["--llm_path", "pretrained/Qwen"], "building from parts is not available"),
-        (["--mlp_path", "mlp.pth"], "building from parts is not available"),
         (["--strict_mode", "True"], "packs are never padded with empty tiles; leave it out"),
         (["--replacement", "True"], "raise num_train_epochs or repeat_time instead"),
         (["--allow_overflow", "True"], "samples are never split over packs; raise --max_packed_tokens instead"),

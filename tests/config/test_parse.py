@@ -270,11 +270,49 @@ def test_a_stray_word_at_the_start() -> None:
 
 def test_all_problems_are_reported_at_once(refuse: Refuse) -> None:
     problems = refuse(
-        *["--learning_rte", "1", "--strict_mode", "True", "--use_llm_lora", "16", "--deepspeed", "zero9"],
+        *["--learning_rte", "1", "--strict_mode", "True", "--rpo_alpha", "16", "--deepspeed", "zero9"],
         *["--num_images_expected", "0", "--loss_reduction", "mean", "--run_name", "--warmup_ratio", "2"],
     )
-    starts = ["--learning_rte", "--run_name", "--strict_mode", "--use_llm_lora", "--warmup_ratio", "--deepspeed"]
+    starts = ["--learning_rte", "--run_name", "--strict_mode", "--rpo_alpha", "--warmup_ratio", "--deepspeed"]
     assert [problem.split(" ")[0] for problem in problems] == [*starts, "--num_images_expected", "--loss_reduction"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--vision_path", "{here}"], "give a whole checkpoint, or parts to build one from"),
+        (["--mlp_path", "{here}"], "give a whole checkpoint, or parts to build one from"),
+        (["--lora_alpha", "8"], "does nothing without --use_llm_lora RANK or --use_backbone_lora RANK"),
+        (["--use_dora", "True"], "does nothing without"),
+        (["--lora_vit_targets", "qkv", "--use_llm_lora", "8"], "does nothing without --use_backbone_lora RANK"),
+        (["--load_in_4bit", "True"], "does nothing without --use_llm_lora RANK"),
+        (["--load_in_4bit", "True", "--load_in_8bit", "True", "--use_llm_lora", "8"], "choose one"),
+        (["--load_in_8bit", "True", "--use_llm_lora", "8", "--deepspeed", "zero1"], "leave --deepspeed out"),
+        (["--train_new_tokens", "True", "--freeze_llm", "True"], "no tokens are added to a whole checkpoint"),
+        (["--use_llm_lora", "-1"], "a whole number of at least 0"),
+        (["--vit_lr", "-1"], "a number of at least 0"),
+    ],
+)
+def test_switches_that_contradict_each_other_or_do_nothing(
+    refuse: Refuse, tmp_path: Path, words: list[str], says: str
+) -> None:
+    (problem,) = refuse(*(word.format(here=tmp_path) for word in words))
+    assert says in problem
+
+
+def test_parts_need_each_other_and_a_template(tmp_path: Path) -> None:
+    (tmp_path / "meta.json").write_text("{}")
+    needed = ["--meta_path", str(tmp_path / "meta.json"), "--output_dir", str(tmp_path / "out")]
+    parts = ["--vision_path", str(tmp_path), "--llm_path", str(tmp_path)]
+    for words, says in (
+        ([], "--model_name_or_path is missing"),
+        (parts[:2], "--llm_path is missing: building from parts takes both"),
+        (parts[2:], "--vision_path is missing"),
+        (parts, "--conv_style is missing"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            parse_arguments([*needed, *words])
+    assert parse_arguments([*needed, *parts, "--conv_style", "internvl2_5"])[0].llm_path == str(tmp_path)
 
 
 # -- what the run itself asks of the library's arguments --------------------------------------------------------------

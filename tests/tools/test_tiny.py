@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from internvl_chat.constants import SPECIAL_TOKENS
 from internvl_chat.errors import ConfigError
-from internvl_chat.model.build import load_model, load_tokenizer
+from internvl_chat.model.build import load_model
+from internvl_chat.model.tokenizer import load_tokenizer
 from internvl_chat.tools import tiny
 from internvl_chat.tools.tiny import KINDS, make_tiny, train_tokenizer
 

@@ -27,9 +27,9 @@ from internvl_chat.data.sample import Limits, SampleMaker
 from internvl_chat.data.template import get_template
 from internvl_chat.data.tiles import TileSettings
 from internvl_chat.data.tokens import Encoder
-from internvl_chat.model.build import load_tokenizer
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.config import InternVLChatConfig
+from internvl_chat.model.tokenizer import load_tokenizer
 from internvl_chat.train.trainer import InternVLTrainer
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

@@ -1,0 +1,36 @@
+"""The end of a run: of LoRA, merge the adapter and write a plain model beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft import PeftModel
+
+from internvl_chat.log import get_logger
+from internvl_chat.model.lora import Origin
+from internvl_chat.model.merge import load_merged
+from internvl_chat.model.save import save_model_folder
+from internvl_chat.train import dist
+from internvl_chat.train.source import whole_models
+from internvl_chat.train.trainer import ADAPTER, InternVLTrainer
+
+log = get_logger(__name__)
+
+
+def finish(trainer: InternVLTrainer, output_dir: Path, merge: bool) -> Path:
+    """The folder to use from now on. Merging reads base and adapter from disk again, as any later user would."""
+    adapter = output_dir / ADAPTER
+    if not isinstance(trainer.model, PeftModel):
+        return output_dir
+    if not merge:
+        return adapter
+
+    def write() -> None:
+        origin: Origin = trainer.source.origin
+        model, tokenizer = load_merged(adapter, origin.base)
+        save_model_folder(model, tokenizer, output_dir, stop_token_ids=trainer.stop_token_ids, source=origin.base)
+
+    with whole_models(trainer.args):
+        dist.decide_on_main(write)
+    log.info("adapter: %s; merged into its base: %s", adapter, output_dir)
+    return output_dir

@@ -1,0 +1,182 @@
+"""Where a run's model comes from: a checkpoint folder, or parts that are first built into one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, TrainingArguments
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+from transformers.utils import is_bitsandbytes_available
+
+from internvl_chat.config.data import DataArguments
+from internvl_chat.config.model import ModelArguments
+from internvl_chat.config.train import TrainArguments
+from internvl_chat.data.template import template_of
+from internvl_chat.errors import ConfigError
+from internvl_chat.model.build import load_config, load_model
+from internvl_chat.model.config import InternVLChatConfig
+from internvl_chat.model.lora import LoraOptions, Origin
+from internvl_chat.model.parts import Parts, added_tokens, assemble, read_new_tokens
+from internvl_chat.model.tokenizer import load_tokenizer
+from internvl_chat.model.tune import Tuning, apply_tuning
+from internvl_chat.train import dist
+
+BUILT = "assembled"
+# Flags that name a field of config.json otherwise than the config does.
+_MODEL_FLAGS = {"vision_select_layer": "select_layer", "ps_version": "ps_version", "drop_path_rate": "drop_path_rate"}
+_DATA_FLAGS = {
+    "conv_style": "template",
+    "force_image_size": "force_image_size",
+    "dynamic_image_size": "dynamic_image_size",
+    "use_thumbnail": "use_thumbnail",
+    "min_dynamic_patch": "min_dynamic_patch",
+    "max_dynamic_patch": "max_dynamic_patch",
+    "normalize_type": "normalize_type",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ModelSource:
+    """A model folder, the settings of its config that the user changed, and what can be had without the weights."""
+
+    folder: Path
+    overrides: dict[str, Any]
+    config: InternVLChatConfig
+    tokenizer: Any
+    new_token_ids: tuple[int, ...] = ()
+
+    @property
+    def origin(self) -> Origin:
+        """What an adapter trained on this model has to know."""
+        return Origin(self.folder, self.overrides)
+
+
+def checkpoint_overrides(model: ModelArguments, data: DataArguments) -> dict[str, Any]:
+    """Keys of config.json that the user set anew; what is None stays as the checkpoint has it."""
+    wanted = {key: getattr(model, flag) for flag, key in _MODEL_FLAGS.items()}
+    wanted |= {key: getattr(data, flag) for flag, key in _DATA_FLAGS.items()}
+    wanted["pad2square"] = data.pad2square or None
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def find_source(model: ModelArguments, data: DataArguments, args: TrainArguments) -> ModelSource:
+    """Read config and tokenizer; parts are built first, by rank 0. Raises ConfigError, CheckpointError."""
+    overrides = checkpoint_overrides(model, data)
+    if model.vision_path is None:
+        folder = Path(str(model.model_name_or_path))
+    else:
+        folder = _build(model, data, args, overrides)
+        overrides = {"drop_path_rate": model.drop_path_rate}  # all else is in the folder that was built
+    config = load_config(folder, overrides)
+    if data.down_sample_ratio is not None and data.down_sample_ratio != config.downsample_ratio:
+        raise ConfigError(
+            f"--down_sample_ratio {data.down_sample_ratio} contradicts the checkpoint, whose projector is made for "
+            f"{config.downsample_ratio}; leave the flag out"
+        )
+    template_of(config)
+    new = tuple(added_tokens(folder) or ()) if model.train_new_tokens else ()
+    if model.train_new_tokens and not new:
+        raise ConfigError("--train_new_tokens True: building from these parts added no tokens; leave the flag out")
+    return ModelSource(folder, overrides, config, load_tokenizer(folder), new)
+
+
+def _build(model: ModelArguments, data: DataArguments, args: TrainArguments, overrides: dict[str, Any]) -> Path:
+    """The folder built from parts, below the output folder; on a resumed run it is there already."""
+    settings = {name: value for name, value in overrides.items() if name != "drop_path_rate"}
+    # Fine-tuned models of this family since 1.5 have these; the class defaults are those of the first releases.
+    settings |= {"downsample_ratio": data.down_sample_ratio or 0.5, "ps_version": model.ps_version or "v2"}
+    parts = Parts(
+        vision=Path(str(model.vision_path)).resolve(),
+        llm=Path(str(model.llm_path)).resolve(),
+        mlp=None if model.mlp_path is None else Path(model.mlp_path).resolve(),
+        new_tokens=() if model.new_tokens is None else read_new_tokens(Path(model.new_tokens)),
+        settings=settings,
+        seed=args.seed,
+    )
+    with whole_models(args):
+        return dist.decide_on_main(lambda: assemble(parts, Path(str(args.output_dir)) / BUILT))
+
+
+@contextmanager
+def whole_models(args: TrainingArguments) -> Iterator[None]:
+    """Inside, rank 0 can load a model by itself though the run's own is loaded in ZeRO-3 pieces."""
+    config = getattr(args, "hf_deepspeed_config", None)
+    if config is None:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(config)
+
+
+def tuning_of(model: ModelArguments, source: ModelSource) -> Tuning:
+    """What the flags say about what trains."""
+    return Tuning(
+        freeze_llm=model.freeze_llm,
+        freeze_mlp=model.freeze_mlp,
+        freeze_backbone=model.freeze_backbone,
+        unfreeze_vit_layers=model.unfreeze_vit_layers,
+        unfreeze_lm_head=model.unfreeze_lm_head,
+        new_token_ids=source.new_token_ids,
+        lora=LoraOptions(
+            llm_rank=model.use_llm_lora,
+            vision_rank=model.use_backbone_lora,
+            alpha=model.lora_alpha,
+            dropout=0.05 if model.lora_dropout is None else model.lora_dropout,
+            llm_targets=_names(model.lora_llm_targets),
+            vision_targets=_names(model.lora_vit_targets),
+            dora=model.use_dora,
+            rslora=model.use_rslora,
+        ),
+    )
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def build_model(source: ModelSource, model: ModelArguments, args: TrainArguments, tuning: Tuning) -> nn.Module:
+    """Load the weights and set what trains.
+
+    bf16 where DeepSpeed keeps fp32 masters of the weights; else what trains is fp32 under autocast, and beside LoRA
+    the frozen rest is bf16.
+    """
+    small = args.bf16 and (args.deepspeed or tuning.lora)
+    loaded = load_model(
+        source.folder,
+        dtype=torch.bfloat16 if small else torch.float32,
+        attn_implementation=model.attn_implementation,
+        config_overrides=source.overrides,
+        quantization=_quantization(model, args),
+    )
+    whole = apply_tuning(loaded, tuning)
+    if small and not args.deepspeed:
+        for parameter in whole.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    return whole
+
+
+def _quantization(model: ModelArguments, args: TrainArguments) -> BitsAndBytesConfig | None:
+    if not (model.load_in_4bit or model.load_in_8bit):
+        return None
+    flag = "--load_in_4bit" if model.load_in_4bit else "--load_in_8bit"
+    if not is_bitsandbytes_available():
+        raise ConfigError(f"{flag} needs the package bitsandbytes: pip install 'internvl_chat[quant]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=model.load_in_4bit,
+        load_in_8bit=model.load_in_8bit,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if args.bf16 else torch.float32,
+        # Small beside the language model, and the output layer feeds the chunked loss.
+        llm_int8_skip_modules=["vision_model", "mlp1", "lm_head"],
+    )
