@@ -15,6 +15,13 @@ from internvl_chat.errors import ConfigError, InternVLError
 # Command -> (module with add_arguments(parser) and run(args), one line of help).
 TOOLS = {
     "chat": ("internvl_chat.infer.command", "ask a checkpoint about pictures: one question, or a conversation"),
+    "models": ("internvl_chat.tools.models", "list the released models of the series, and where to get them"),
+    "export": ("internvl_chat.tools.export", "write a model folder in the HF-native or the original layout"),
+    "merge-lora": ("internvl_chat.tools.merge_lora", "merge an adapter into its base: a plain model folder"),
+    "extract-vit": ("internvl_chat.tools.extract_vit", "take the vision tower out of a chat model"),
+    "extract-mlp": ("internvl_chat.tools.extract_mlp", "take the projector out of a chat model"),
+    "replace-llm": ("internvl_chat.tools.replace_llm", "give a chat model another language model"),
+    "resize-pos-embed": ("internvl_chat.tools.resize_pos_embed", "make a chat model take tiles of another size"),
     "tiny": ("internvl_chat.tools.tiny", "write a small random model folder for tests and first steps"),
     "digits": ("internvl_chat.tools.digits", "write a small picture data set made from handwritten digits"),
     "quickstart": ("internvl_chat.tools.quickstart", "make data, train a tiny model on this machine, evaluate, report"),

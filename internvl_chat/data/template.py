@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,3 +100,64 @@ def get_template(name: str) -> Template:
             f"--conv_style {name!r} is not a template{nearest(name, TEMPLATES)}; legal: {', '.join(TEMPLATES)}"
         )
     return TEMPLATES[name]
+
+
+# Without {% generation %}: readers before transformers 4.42 fail on tags that they do not know.
+_JINJA = """\
+{%- macro text_of(message, image) -%}
+{%- if message['content'] is string -%}{{ message['content'] }}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'text' -%}{{ part['text'] }}
+{%- elif image and part['type'] in ['image', 'image_url'] -%}{{ image }}
+{%- else -%}{{ raise_exception(message['role'] + ' messages cannot hold parts of type ' + part['type']) }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{{- BOS + SYSTEM_PREFIX -}}
+{%- if messages and messages[0]['role'] == 'system' -%}{{ text_of(messages[0], '') }}
+{%- else -%}{{ SYSTEM_MESSAGE }}
+{%- endif -%}
+{{- SYSTEM_SUFFIX -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}{{ USER_PREFIX + text_of(message, IMAGE) + USER_SUFFIX }}
+{%- elif message['role'] == 'assistant' -%}{{ ASSISTANT_PREFIX + ANSWER_PREFIX + text_of(message, '') + STOP + AFTER }}
+{%- elif not (loop.first and message['role'] == 'system') -%}{{ raise_exception(ROLE_FAULT) }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ ASSISTANT_PREFIX }}{%- endif -%}
+"""
+_ROLE_FAULT = "roles are user and assistant, behind at most one system message"
+
+
+def chat_template(template: Template, image: str, bos: str = "") -> str:
+    """Jinja chat template that writes messages in OpenAI form as ``Encoder`` does; for ``tokenizer.chat_template``.
+
+    Content is a string or a list of parts ``{"type": "text" | "image" | "image_url", ...}``; a picture becomes
+    ``image``: ``"<IMG_CONTEXT>\\n"`` in the HF-native layout, ``"<image>\\n"`` in the original one. Without a system
+    message the template's own is written.
+
+    ``bos``: the tokenizer's BOS token, if it begins every text with it, else "". ``apply_chat_template`` tokenizes
+    without special tokens, so BOS comes from here and comes once. Who tokenizes the written text himself must pass
+    ``add_special_tokens=False``, or has BOS twice.
+    """
+    values = {
+        "IMAGE": image,
+        "BOS": bos,
+        "SYSTEM_MESSAGE": template.system_message,
+        "SYSTEM_PREFIX": template.system_prefix,
+        "SYSTEM_SUFFIX": template.system_suffix,
+        "USER_PREFIX": template.user_prefix,
+        "USER_SUFFIX": template.user_suffix,
+        "ASSISTANT_PREFIX": template.assistant_prefix,
+        "ANSWER_PREFIX": template.answer_prefix,
+        "STOP": template.stop,
+        "AFTER": template.after,
+        "ROLE_FAULT": _ROLE_FAULT,
+    }
+    # The escapes of a JSON string are escapes of a jinja string too.
+    return (
+        "".join(f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} -%}}\n" for name, text in values.items())
+        + _JINJA
+    )

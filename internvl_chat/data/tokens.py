@@ -56,7 +56,7 @@ class Encoder:
         self.tokens_per_tile = tokens_per_tile
         names = (*template.markers, *SPECIAL_TOKENS)
         self._text, self._markers = _as_plain_text_tokenizer(tokenizer, names, template.name)
-        self._bos = _find_bos(tokenizer)
+        self._bos = bos_of(tokenizer)
         self._marker_pattern = re.compile("(" + "|".join(map(re.escape, template.markers)) + ")")
         self._remember = lru_cache(maxsize=_REMEMBERED)(self._encode_plain)
         parts = (self._text.to_str(), repr(template), str(tokens_per_tile), str(self._bos))
@@ -242,7 +242,7 @@ def _as_plain_text_tokenizer(
     return plain, markers
 
 
-def _find_bos(tokenizer: Any) -> tuple[int, ...]:
-    """The id that the tokenizer itself puts before every text, if it does."""
+def bos_of(tokenizer: Any) -> tuple[int, ...]:
+    """The id that the tokenizer itself puts before every text, if it does; else nothing."""
     bos, ids = tokenizer.bos_token_id, tokenizer("a")["input_ids"]
     return (bos,) if bos is not None and ids[:1] == [bos] else ()

@@ -110,7 +110,7 @@ def _config_of(folder: Path, raw: dict[str, Any], overrides: Mapping[str, Any]) 
         return InternVLChatConfig.from_dict({**raw, **chat})
     except ConfigError as error:
         raise ConfigError(f"{folder / 'config.json'}: {error}") from error
-    except (StrictDataclassError, TypeError, ValueError) as error:
+    except (StrictDataclassError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'} is not a usable config: {_first_line(error)}") from error
 
 

@@ -85,7 +85,8 @@ class InternVLChatConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         register_language_models()
         if isinstance(self.llm_config, dict):
-            self.llm_config = {**self.llm_config, "model_type": model_type_of(self.llm_config)}
+            model_type = model_type_of(self.llm_config)
+            self.llm_config = {**_with_rope_of_today(self.llm_config, model_type), "model_type": model_type}
         # Derived values that some tools write into config.json; ours are properties.
         kwargs.pop("image_size", None)
         kwargs.pop("num_image_token", None)
@@ -144,6 +145,15 @@ def _with_old_keys(values: dict[str, Any]) -> dict[str, Any]:
         llm["rope_theta"] = rope["rope_theta"]
         llm["rope_scaling"] = _old_rope_scaling(llm.get("model_type", ""), rope)
     return values
+
+
+def _with_rope_of_today(llm_config: dict[str, Any], model_type: str) -> dict[str, Any]:
+    """Rename ``rope_scaling.type`` of old files: transformers looks for the companion keys under today's name only."""
+    scaling = llm_config.get("rope_scaling")
+    today = {old: new for new, old in LLMS[model_type].rope_type_on_disk}
+    if not isinstance(scaling, dict) or (name := scaling.get("rope_type", scaling.get("type"))) not in today:
+        return llm_config
+    return {**llm_config, "rope_scaling": {**scaling, "type": today[name], "rope_type": today[name]}}
 
 
 def _old_rope_scaling(model_type: str, rope: dict[str, Any]) -> dict[str, Any] | None:

@@ -9,8 +9,8 @@ from peft import PeftModel
 from internvl_chat.log import get_logger
 from internvl_chat.model.lora import Origin
 from internvl_chat.model.merge import load_merged
-from internvl_chat.model.save import save_model_folder
 from internvl_chat.train import dist
+from internvl_chat.train.folder import write_folder
 from internvl_chat.train.source import whole_models
 from internvl_chat.train.trainer import ADAPTER, InternVLTrainer
 
@@ -28,7 +28,7 @@ def finish(trainer: InternVLTrainer, output_dir: Path, merge: bool) -> Path:
     def write() -> None:
         origin: Origin = trainer.source.origin
         model, tokenizer = load_merged(adapter, origin.base)
-        save_model_folder(model, tokenizer, output_dir, stop_token_ids=trainer.stop_token_ids, source=origin.base)
+        write_folder(model, tokenizer, output_dir, source=origin.base)
 
     with whole_models(trainer.args):
         dist.decide_on_main(write)

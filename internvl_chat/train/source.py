@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig, TrainingArguments
+from transformers import BitsAndBytesConfig, TrainingArguments, set_seed
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.utils import is_bitsandbytes_available
 
@@ -157,6 +157,7 @@ def build_model(source: ModelSource, model: ModelArguments, args: TrainArguments
         config_overrides=source.overrides,
         quantization=_quantization(model, args),
     )
+    set_seed(args.seed)  # adapters start alike, whatever loading (in ZeRO-3 pieces, say) has drawn
     whole = apply_tuning(loaded, tuning)
     if small and not args.deepspeed:
         for parameter in whole.parameters():

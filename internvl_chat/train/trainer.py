@@ -23,13 +23,12 @@ from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.batch import Batch
 from internvl_chat.data.faults import Ledger
 from internvl_chat.data.loader import MicroBatches, make_loader
-from internvl_chat.data.template import template_of
 from internvl_chat.errors import DataError
 from internvl_chat.model.build import load_weights
 from internvl_chat.model.lora import load_trained, save_adapter, unwrap
 from internvl_chat.model.loss import token_weights
-from internvl_chat.model.save import save_model_folder
 from internvl_chat.train import dist
+from internvl_chat.train.folder import write_folder
 from internvl_chat.train.metrics import COLUMNS, Meter, step_counts
 from internvl_chat.train.setup import data_state
 from internvl_chat.train.source import ModelSource
@@ -185,12 +184,6 @@ class InternVLTrainer(Trainer):
 
     # -- save ---------------------------------------------------------------------------------------------------------
 
-    @property
-    def stop_token_ids(self) -> list[int]:
-        """What ends an answer by the template of this run."""
-        tokenizer = cast("Any", self.processing_class)
-        return [tokenizer.convert_tokens_to_ids(template_of(self.source.config).stop)]
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A model folder, or of a LoRA run an adapter folder. Collective under ZeRO-3."""
         if isinstance(self.model, PeftModel) and not self.is_zero3:
@@ -214,14 +207,8 @@ class InternVLTrainer(Trainer):
             final = folder == Path(str(self.args.output_dir))
             save_adapter(self.model, folder / ADAPTER if final else folder, self.source.origin, state_dict)
             return
-        save_model_folder(
-            unwrap(cast("nn.Module", self.model)),
-            self.processing_class,
-            folder,
-            state_dict=state_dict,
-            stop_token_ids=self.stop_token_ids,
-            source=self.source.folder,
-        )
+        model = unwrap(cast("nn.Module", self.model))
+        write_folder(model, self.processing_class, folder, source=self.source.folder, state_dict=state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         output_dir = Path(self._get_output_dir(trial))

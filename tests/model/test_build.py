@@ -18,7 +18,7 @@ from internvl_chat.errors import CheckpointError, ConfigError
 from internvl_chat.model.build import load_model
 from internvl_chat.model.config import InternVisionConfig, InternVLChatConfig
 from internvl_chat.model.loss import ChunkedLMHead
-from internvl_chat.model.save import save_model_folder
+from internvl_chat.model.save import save_hf_folder, save_model_folder
 from internvl_chat.model.tokenizer import load_tokenizer
 
 
@@ -156,6 +156,36 @@ def test_published_config_loads_and_old_readers_can_read_what_we_write(folder, t
     # Without the code that it names, auto_map would only break readers that run remote code.
     save_model_folder(model, tokenizer, tmp_path / "bare")
     assert "auto_map" not in json.loads((tmp_path / "bare" / "config.json").read_text())
+
+
+def test_long_rope_tables_of_phi3_survive_under_both_names(tiny_folder, tmp_path):
+    """Published as ``su`` with three keys; transformers calls it ``longrope``. The factors show in the logits."""
+    folder = Path(shutil.copytree(tiny_folder("phi3"), tmp_path / "phi3"))
+    plain = load_model(folder, torch.float32)
+    half = plain.config.llm_config.hidden_size // plain.config.llm_config.num_attention_heads // 2
+    factors = {"short_factor": [1.0 + 0.1 * i for i in range(half)], "long_factor": [2.0 + i for i in range(half)]}
+
+    def published(config):
+        llm = config["llm_config"]
+        llm.pop("rope_parameters", None)
+        llm |= {"rope_theta": 10000.0, "rope_scaling": {"type": "su", **factors}}
+        llm |= {"max_position_embeddings": 64, "original_max_position_embeddings": 16}
+
+    edit_config(folder, published)
+    model = load_model(folder, torch.float32)
+    rope = model.config.llm_config.rope_parameters
+    assert (rope["rope_type"], rope["long_factor"]) == ("longrope", factors["long_factor"])
+    for out, save in (("own", save_model_folder), ("hf", save_hf_folder)):
+        save(model, load_tokenizer(folder), tmp_path / out)
+        again = load_model(tmp_path / out, torch.float32)
+        for length in (9, 30):  # within and beyond the original length: short and long table
+            ids = torch.arange(length)[None]
+            with torch.no_grad():
+                assert torch.equal(model(input_ids=ids).logits, again(input_ids=ids).logits)
+                assert not torch.allclose(model(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-3)
+    written = json.loads((tmp_path / "own" / "config.json").read_text())["llm_config"]
+    assert written["rope_scaling"] == {"type": "su", **factors}
+    assert written["original_max_position_embeddings"] == 16
 
 
 def test_config_defaults_and_properties():

@@ -1,0 +1,59 @@
+"""``internvl resize-pos-embed``: a chat model for tiles of another size, its position embedding interpolated for good."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from internvl_chat.errors import CheckpointError, ConfigError
+from internvl_chat.tools.card import write_card
+from internvl_chat.tools.proof import add_dtype, add_folders, check_dtype, fresh_folder, logits_of, prove
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the sub-command ``internvl resize-pos-embed``."""
+    add_folders(parser, "chat model folder, of either layout")
+    parser.add_argument("--image_size", type=int, required=True, help="side of a tile in pixels")
+    add_dtype(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Resize, write, load again, compare. Returns the exit status."""
+    out, dtype = fresh_folder(args.out), check_dtype(args.dtype)
+    import torch
+
+    from internvl_chat.model.build import load_config, load_model
+    from internvl_chat.model.projector import merge_factor
+    from internvl_chat.model.tokenizer import load_tokenizer
+    from internvl_chat.train.folder import write_folder
+
+    source, size = Path(args.checkpoint), args.image_size
+    config = load_config(source)
+    step = config.vision_config.patch_size * merge_factor(config.downsample_ratio)
+    if size < step or size % step:
+        raise ConfigError(f"--image_size {size}: must be a multiple of {step}, the pixels that make one image token")
+    before = load_model(source, dtype)
+    pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(before.dtype)
+    with torch.inference_mode():
+        on_the_fly = before.vision_model(pixels).last_hidden_state
+    del before
+    model, tokenizer = load_model(source, dtype, config_overrides={"force_image_size": size}), load_tokenizer(source)
+    with torch.inference_mode():
+        if not torch.equal(model.vision_model(pixels).last_hidden_state, on_the_fly):
+            raise CheckpointError(f"{source}: resizing changed the features; do not use the result, and report this")
+    expected = logits_of(model)
+    write_folder(model, tokenizer, out, source=source)
+    difference = prove(out, expected, model)
+    write_card(
+        out,
+        f"{source.name} for tiles of {size} pixels",
+        {"model": str(source)},
+        {
+            "position embedding": f"{config.vision_config.image_size} -> {size} pixels, bicubic",
+            "image tokens per tile": f"{config.num_image_token} -> {model.config.num_image_token}",
+            "largest difference of logits, loaded afresh": f"{difference:.3g}",
+        },
+        f"internvl train --model_name_or_path {out} ...",
+    )
+    print(f"wrote {out}: tiles of {size} pixels, {model.config.num_image_token} tokens each; reloaded, its logits are equal")
+    return 0
