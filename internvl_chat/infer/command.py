@@ -27,13 +27,14 @@ HELP = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the sub-command ``internvl chat``."""
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", help="model folder")
+    add("checkpoint", metavar="CKPT", help="model folder, or LoRA adapter folder")
     add("question", nargs="?", help="what to ask; without it a conversation starts, line by line (/help)")
     add("--image", action="append", default=[], metavar="PATH", help="picture for the (first) question; repeatable")
     add("--max_new_tokens", type=int, default=256, help="longest answer in tokens (default: %(default)s)")
     add("--temperature", type=float, default=0.0, help="0 = the likeliest token each time (default); above: sampling")
     add("--top_p", type=float, default=None, help="sample from the likeliest tokens that make up this share")
     add("--conv_style", default=None, help="template of the conversation (default: the one in config.json)")
+    add("--base", default=None, help="of a LoRA adapter: the folder of its base (default: where it was trained)")
     add("--device", default=None, help="cpu, cuda, cuda:1, ... (default: an accelerator if there is one)")
     add("--dtype", default=None, help="bfloat16, float16, float32, auto (default: bfloat16, on a CPU float32)")
     add("--image_backend", choices=("torch", "pillow"), default="torch", help="who resizes pictures (default: torch)")
@@ -74,6 +75,7 @@ def _open(args: argparse.Namespace) -> Chat:
         device=args.device,
         conv_style=args.conv_style,
         image_backend=args.image_backend,
+        base=args.base,
     )
     return Chat(loaded)
 

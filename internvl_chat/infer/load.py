@@ -15,6 +15,9 @@ from internvl_chat.data.tokens import Encoder
 from internvl_chat.errors import CheckpointError, ConfigError, nearest
 from internvl_chat.model.build import load_config, load_model
 from internvl_chat.model.chat import InternVLChatModel
+from internvl_chat.model.layout import ADAPTER_FILE
+from internvl_chat.model.lora import Origin, read_origin
+from internvl_chat.model.merge import load_merged
 from internvl_chat.model.tokenizer import load_tokenizer
 
 DTYPES: dict[str, torch.dtype] = {
@@ -51,11 +54,13 @@ def load(
     attn_implementation: str = "auto",
     conv_style: str | None = None,
     image_backend: ImageBackend = "torch",
+    base: str | Path | None = None,
 ) -> Loaded:
-    """Loaded of a folder in the published layout.
+    """Loaded of a model folder in either layout, or of a LoRA adapter folder, merged into its base in memory.
 
     ``device``: None = the accelerator if there is one, else the CPU. ``dtype``: a torch dtype, its name, "auto" (the
     folder's own); None = bfloat16 on an accelerator, float32 on the CPU. ``conv_style``: template, None = the config's.
+    ``base``: where the base of an adapter is, None = where it was trained.
     Raises CheckpointError for a folder that is no usable model, ConfigError for settings that cannot be used.
     """
     folder = Path(path).expanduser()
@@ -63,17 +68,24 @@ def load(
         raise CheckpointError(
             f"{path}: no such folder; give a model folder (config.json, tokenizer.json, *.safetensors)"
         )
-    if not (folder / "config.json").is_file():
+    adapter = (folder / ADAPTER_FILE).is_file() and not (folder / "config.json").is_file()
+    if not adapter and not (folder / "config.json").is_file():
         inside = sorted(str(found.parent) for found in folder.glob("*/config.json"))
         hint = f"did you mean {inside[-1]}?" if inside else "it needs config.json, tokenizer.json, *.safetensors"
         raise CheckpointError(f"{path}: not a model folder, there is no config.json in it; {hint}")
     place = _resolve_device(device)
     number_type = _resolve_dtype(dtype, place)
     overrides = {"template": conv_style}
+    origin = read_origin(folder, base) if adapter else Origin(folder)
     # What takes no time is checked before the weights are read.
-    config, tokenizer = load_config(folder, overrides), load_tokenizer(folder)
-    Encoder.from_config(tokenizer, config)
-    model = load_model(folder, number_type, attn_implementation, place, overrides)
+    tokenizer = load_tokenizer(origin.base)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    Encoder.from_config(tokenizer, load_config(origin.base, {**origin.overrides, **given}))
+    options: dict[str, Any] = {"attn_implementation": attn_implementation, "device": place, "config_overrides": given}
+    if adapter:
+        model, _ = load_merged(folder, origin.base, number_type, **options)
+    else:
+        model = load_model(folder, number_type, **options)
     return assemble(model, tokenizer, image_backend)
 
 

@@ -29,6 +29,7 @@ from internvl_chat.model.layout import (
     set_conversions,
     stored_tensors,
 )
+from internvl_chat.model.token_rows import unfolded_state
 from internvl_chat.model.tokenizer import image_token_id, load_tokenizer
 
 logger = get_logger(__name__)
@@ -189,7 +190,7 @@ def load_weights(model: InternVLChatModel, folder: Path) -> None:
         raise CheckpointError(f"{error}. Resume with the model that the checkpoint was made with") from error
     config = copy.deepcopy(model.config)
     found = InternVLChatModel.from_pretrained(folder, config=config, dtype="auto", local_files_only=True)
-    model.load_state_dict(found.state_dict())
+    model.load_state_dict(unfolded_state(model, found.state_dict()))
 
 
 def settle_tying(config: InternVLChatConfig, stored: Mapping[str, Any]) -> None:

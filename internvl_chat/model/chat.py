@@ -243,7 +243,7 @@ class InternVLChatModel(PreTrainedModel):
         denominator = weight.sum() if num_items_in_batch is None else num_items_in_batch
         # Dividing the float32 weights keeps the factor exact; bf16 gradients would be scaled by a rounded one. fp16
         # gradients would vanish that way, so there the sum is divided, after the loss scale has entered.
-        early = compute_dtype(hidden, self._head().weight) != torch.float16
+        early = compute_dtype(hidden, next(self._head().parameters())) != torch.float16
         if early:
             weight = divide_loss(weight, denominator)
         logits = None

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from internvl_chat.errors import CheckpointError, ConfigError, nearest
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.layout import ADAPTER_FILE
+from internvl_chat.model.token_rows import add_token_rows, fold_token_rows, is_token_row, token_row_ids
 
 WEIGHTS = "adapter_model.safetensors"
 ORIGIN = "internvl_adapter.json"
@@ -50,10 +51,14 @@ class LoraOptions:
 
 @dataclass(frozen=True)
 class Origin:
-    """What an adapter belongs to: the folder of its base model, and the settings changed in its config."""
+    """What an adapter belongs to: the folder of its base model, the settings changed in its config.
+
+    ``new_token_ids``: tokens of which the adapter holds rows of its own.
+    """
 
     base: Path
     overrides: dict[str, Any] = field(default_factory=dict)
+    new_token_ids: tuple[int, ...] = ()
 
 
 def unwrap(model: nn.Module) -> InternVLChatModel:
@@ -167,7 +172,8 @@ def save_adapter(model: PeftModel, folder: Path, origin: Origin, state: Mapping[
     }
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     _write_json(folder / ADAPTER_FILE, plain)
-    _write_json(folder / ORIGIN, {"base": str(origin.base.resolve()), "overrides": origin.overrides})
+    own = {"base": str(origin.base.resolve()), "overrides": origin.overrides}
+    _write_json(folder / ORIGIN, {**own, "new_token_ids": token_row_ids(model)})
     (folder / WEIGHTS).chmod((folder / ORIGIN).stat().st_mode)
 
 
@@ -175,6 +181,8 @@ def full_modules(names: Mapping[str, Any]) -> list[str]:
     """The modules that trained in full, by their weights' names: as large as can be told from the names alone."""
     found = set()
     for name in (name.removeprefix(_PREFIX) for name in names if not is_adapter_weight(name)):
+        if is_token_row(name):
+            continue  # peft has no place for these; ``apply_adapter`` has
         layer = re.match(r"vision_model\.encoder\.layers\.\d+", name)
         if name.startswith("mlp1."):
             found.add("mlp1")
@@ -222,10 +230,10 @@ def read_origin(folder: Path, base: str | Path | None = None) -> Origin:
         raise CheckpointError(
             f"{folder}: its base model is not at {str(found) or '(no path given)'}; say where it is: --base FOLDER"
         )
-    return Origin(found, own.get("overrides", {}))
+    return Origin(found, own.get("overrides", {}), tuple(own.get("new_token_ids", ())))
 
 
-def apply_adapter(model: InternVLChatModel, folder: Path) -> InternVLChatModel:
+def apply_adapter(model: InternVLChatModel, folder: Path, new_token_ids: tuple[int, ...] = ()) -> InternVLChatModel:
     """The base model with the adapter merged into its weights, in the dtype that they have. Raises CheckpointError."""
     values = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
     if values.get("peft_type") != "LORA":
@@ -235,10 +243,12 @@ def apply_adapter(model: InternVLChatModel, folder: Path) -> InternVLChatModel:
     config.inference_mode = False
     wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
     assert isinstance(wrapped, PeftModel)
+    if new_token_ids:
+        add_token_rows(model, new_token_ids)
     load_trained(wrapped, folder)
-    merged = wrapped.merge_and_unload(safe_merge=True)
-    merged.requires_grad_(True)
-    return unwrap(merged)
+    merged = unwrap(wrapped.merge_and_unload(safe_merge=True))
+    fold_token_rows(merged)
+    return merged
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

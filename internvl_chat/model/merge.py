@@ -34,7 +34,7 @@ def load_merged(
     device = options.pop("device", None)
     model = load_model(origin.base, "auto", config_overrides=overrides, **options)
     try:
-        model = apply_adapter(model, adapter)
+        model = apply_adapter(model, adapter, origin.new_token_ids)
     except ValueError as error:  # peft's word on a merge that breaks down
         raise CheckpointError(f"{adapter}: merging failed: {error}") from error
     if dtype != "auto":
@@ -53,7 +53,9 @@ def load_unwrapped(folder: Path, dtype: torch.dtype | str = "auto") -> tuple[Int
     config = load_config(folder)
     stored = stored_tensors(folder)
     if not any(".lora_A." in name for name in stored):
-        raise CheckpointError(f"{folder}: neither an adapter folder nor a checkpoint with LoRA inside; nothing to merge")
+        raise CheckpointError(
+            f"{folder}: neither an adapter folder nor a checkpoint with LoRA inside; nothing to merge"
+        )
     state = merge_wrapped(folder, read_tensors(folder, ""))
     config.use_llm_lora = config.use_backbone_lora = 0
     settle_tying(config, state)

@@ -11,14 +11,18 @@ from torch import nn
 from internvl_chat.errors import ConfigError
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.lora import LoraOptions, add_lora, is_adapter_weight, unwrap
+from internvl_chat.model.token_rows import add_token_rows, is_token_row
 
-GROUPS = ("vision_model", "vision LoRA", "mlp1", "language_model", "language LoRA", "lm_head")
+GROUPS = ("vision_model", "vision LoRA", "mlp1", "language_model", "language LoRA", "lm_head", "new tokens")
 _VISION_LAYER = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What trains. LoRA in a tower freezes its own weights; ``unfreeze_*`` thaw some of a frozen tower again."""
+    """What trains. LoRA in a tower freezes its own weights; ``unfreeze_*`` thaw some of a frozen tower again.
+
+    ``new_token_ids``: tokens whose rows train, in embedding and output layer, though those are frozen.
+    """
 
     freeze_llm: bool = False
     freeze_mlp: bool = False
@@ -64,6 +68,8 @@ def apply_tuning(model: InternVLChatModel, tuning: Tuning) -> nn.Module:
         model.language_model.requires_grad_(True)
     if tuning.unfreeze_lm_head:
         model.get_output_embeddings().requires_grad_(True)
+    if tuning.new_token_ids:
+        add_token_rows(model, tuning.new_token_ids)
     for number in thawed:
         model.vision_model.encoder.layers[number].requires_grad_(True)
     return whole
@@ -114,6 +120,7 @@ def promised(model: nn.Module, tuning: Tuning) -> set[str]:
         "language_model": not tuning.freeze_llm and not tuning.lora.llm_rank,
         "vision LoRA": True,
         "language LoRA": True,
+        "new tokens": True,
     }
     trains["lm_head"] = trains["language_model"] or tuning.unfreeze_lm_head
     names = set()
@@ -181,6 +188,8 @@ def _depth(model: nn.Module) -> int:
 def group_of(name: str) -> str:
     """The group of ``GROUPS`` that a parameter belongs to, by its name."""
     tower = "vision_model" if ".vision_model." in f".{name}" else "language_model"
+    if is_token_row(name):
+        return "new tokens"
     if is_adapter_weight(name):
         return "vision LoRA" if tower == "vision_model" else "language LoRA"
     if ".lm_head." in f".{name}":

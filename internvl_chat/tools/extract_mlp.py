@@ -41,5 +41,7 @@ def run(args: argparse.Namespace) -> int:
     load_projector(again, out)
     if any(not torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items()):
         raise CheckpointError(f"{out}: the written projector differs; do not use it, and report this")
-    print(f"wrote the projector to {out} ({sum(t.numel() for t in state.values()):,} parameters); reloaded, it is equal")
+    print(
+        f"wrote the projector to {out} ({sum(t.numel() for t in state.values()):,} parameters); reloaded, it is equal"
+    )
     return 0

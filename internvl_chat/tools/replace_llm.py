@@ -55,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
         {"vision tower" + ("" if args.fresh_mlp else " and projector"): str(source), "language model": args.llm},
         {
             "tokens added": str(len(added)),
-            "projector": "fresh, train it first (--freeze_llm True --freeze_backbone True)" if args.fresh_mlp else "kept",
+            "projector": "fresh, train it first (--freeze_llm True --freeze_backbone True)"
+            if args.fresh_mlp
+            else "kept",
             "largest difference of logits, loaded afresh": f"{difference:.3g}",
         },
         f"internvl train --model_name_or_path {out} ...",

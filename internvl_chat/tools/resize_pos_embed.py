@@ -55,5 +55,7 @@ def run(args: argparse.Namespace) -> int:
         },
         f"internvl train --model_name_or_path {out} ...",
     )
-    print(f"wrote {out}: tiles of {size} pixels, {model.config.num_image_token} tokens each; reloaded, its logits are equal")
+    print(
+        f"wrote {out}: tiles of {size} pixels, {model.config.num_image_token} tokens each; reloaded, its logits are equal"
+    )
     return 0

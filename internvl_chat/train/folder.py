@@ -41,6 +41,4 @@ def write_folder(
     if layout == "hf":
         save_hf_folder(model, tokenizer, folder, stop_token_ids=stop)
     else:
-        save_model_folder(
-            model, tokenizer, folder, state_dict=state_dict, stop_token_ids=stop, source=source
-        )
+        save_model_folder(model, tokenizer, folder, state_dict=state_dict, stop_token_ids=stop, source=source)

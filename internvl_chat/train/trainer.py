@@ -27,6 +27,7 @@ from internvl_chat.errors import DataError
 from internvl_chat.model.build import load_weights
 from internvl_chat.model.lora import load_trained, save_adapter, unwrap
 from internvl_chat.model.loss import token_weights
+from internvl_chat.model.token_rows import folded_state, token_row_ids
 from internvl_chat.train import dist
 from internvl_chat.train.folder import write_folder
 from internvl_chat.train.metrics import COLUMNS, Meter, step_counts
@@ -208,6 +209,8 @@ class InternVLTrainer(Trainer):
             save_adapter(self.model, folder / ADAPTER if final else folder, self.source.origin, state_dict)
             return
         model = unwrap(cast("nn.Module", self.model))
+        if token_row_ids(model):
+            state_dict = folded_state(model, model.state_dict() if state_dict is None else state_dict)
         write_folder(model, self.processing_class, folder, source=self.source.folder, state_dict=state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -105,5 +105,5 @@ def test_what_is_wrong_is_said_before_the_weights_are_read(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="needs the tokens"):
         load(copy, conv_style="phi3-chat")
-    with pytest.raises(CheckpointError, match="weights cannot be loaded"):
+    with pytest.raises(CheckpointError, match="no weights"):
         load(copy)
