@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,7 +105,15 @@ def add_lora(model: InternVLChatModel, options: LoraOptions, vision_layers: int)
         use_dora=options.dora,
         use_rslora=options.rslora,
     )
-    wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
+    return _wrap(model, config)
+
+
+def _wrap(model: InternVLChatModel, config: LoraConfig) -> PeftModel:
+    config.base_model_name_or_path = model.name_or_path  # else peft warns that it changes
+    with warnings.catch_warnings():
+        # peft asks transformers in the old way whether activations are recomputed.
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing")
+        wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
     assert isinstance(wrapped, PeftModel)
     return wrapped
 
@@ -241,8 +250,7 @@ def apply_adapter(model: InternVLChatModel, folder: Path, new_token_ids: tuple[i
     config = LoraConfig.from_pretrained(str(folder))
     config.modules_to_save = None  # put in place below, without a second copy
     config.inference_mode = False
-    wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
-    assert isinstance(wrapped, PeftModel)
+    wrapped = _wrap(model, config)
     if new_token_ids:
         add_token_rows(model, new_token_ids)
     load_trained(wrapped, folder)

@@ -115,7 +115,7 @@ def save_tokenizer(tokenizer: Any, folder: str | Path, source: str | Path | None
     """
     folder = Path(folder)
     tokenizer.save_pretrained(folder)
-    _name_tokenizer_class(folder / "tokenizer_config.json")
+    _write_for_old_readers(folder / "tokenizer_config.json")
     # Nothing else is copied: whoever reads vocab.json and merges.txt reads tokenizer.json too, and an
     # added_tokens.json of the source lacks the tokens that were added since.
     model = None if source is None else Path(source) / "tokenizer.model"
@@ -256,7 +256,10 @@ def _check_against(processor: Any, core: Tokenizer, added: dict[int, AddedToken]
 
 
 def _added_tokens(folder: Path, decoder: dict[str, Any]) -> dict[int, AddedToken]:
-    """id -> token, of ``added_tokens_decoder`` and, before transformers 4.34, ``added_tokens.json``."""
+    """id -> token, of ``added_tokens_decoder`` and, before transformers 4.34, ``added_tokens.json``.
+
+    Which of the latter are special, the lists of special tokens say.
+    """
     added = {
         int(number): AddedToken(
             value["content"],
@@ -269,7 +272,7 @@ def _added_tokens(folder: Path, decoder: dict[str, Any]) -> dict[int, AddedToken
         for number, value in decoder.items()
     }
     for name, number in _read_json(folder / "added_tokens.json").items():
-        added.setdefault(int(number), AddedToken(name, normalized=False, special=True))
+        added.setdefault(int(number), AddedToken(name, normalized=False, special=False))
     return added
 
 
@@ -303,12 +306,17 @@ def _agrees(tokenizer: Any, model: Path) -> bool:
     return all(vocabulary.get(processor.id_to_piece(i)) == i or i in added for i in range(processor.get_piece_size()))
 
 
-def _name_tokenizer_class(path: Path) -> None:
-    """Readers before transformers 5 know the class of a tokenizer.json by its old name only."""
+def _write_for_old_readers(path: Path) -> None:
+    """Use the names that transformers before 5 knows: of the class, and of a list of special tokens.
+
+    Its last releases take ``extra_special_tokens`` for a dictionary and stop at a list.
+    """
     values = json.loads(path.read_text(encoding="utf-8"))
     if values.get("tokenizer_class") == "TokenizersBackend":
         values["tokenizer_class"] = "PreTrainedTokenizerFast"
-        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if isinstance(values.get("extra_special_tokens"), list):
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

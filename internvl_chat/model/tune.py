@@ -198,5 +198,6 @@ def group_of(name: str) -> str:
 
 
 def _size(parameter: nn.Parameter) -> int:
-    # Under ZeRO-3 the tensor itself is empty.
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+    # Under ZeRO-3 the tensor itself is empty; of four-bit weights it is packed.
+    packed = getattr(parameter, "quant_state", None)
+    return int(packed.shape.numel() if packed is not None else getattr(parameter, "ds_numel", parameter.numel()))
