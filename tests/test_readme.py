@@ -17,25 +17,30 @@ from tests.train.runs import environment
 README = (ROOT / "README.md").read_text()
 
 
-def fine_tune_commands() -> list[list[str]]:
-    block = re.search(r"## Fine-tune on your data\n\n```sh\n(.*?)```", README, re.S)
+def commands_of(title: str) -> list[list[str]]:
+    block = re.search(rf"## {title}\n\n```sh\n(.*?)```", README, re.S)
     assert block
     lines = block[1].replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True) for line in lines if line.startswith("internvl ")]
 
 
 @pytest.mark.slow
-def test_fine_tune_block_runs_as_written(tmp_path: Path) -> None:
+def test_blocks_run_as_written_one_after_the_other(tmp_path: Path) -> None:
     """Only the size of the sample data is cut down."""
-    commands = fine_tune_commands()
+    commands = commands_of("Fine-tune on your data")
     assert [command[1] for command in commands] == ["tiny", "digits", "train", "chat"]
+    more = commands_of("LoRA, and folders that any engine loads")
+    assert [command[1] for command in more] == ["train", "chat", "merge-lora", "export", "models"]
+    commands += more
     for command in commands:
         words = [sys.executable, "-m", "internvl_chat", *command[1:]]
         if command[1] == "digits":
             words += ["--train", "120", "--held_out", "20"]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=200)
         assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip(), "the model said nothing"
+        assert command[1] != "chat" or done.stdout.strip(), "the model said nothing"
+    assert "InternVL3-2B" in done.stdout
+    assert (tmp_path / "work_dirs" / "merged-hf" / "chat_template.jinja").is_file()
     assert list((tmp_path / "work_dirs" / "mine" / "runs").rglob("events.out.tfevents*"))
     assert (tmp_path / "work_dirs" / "mine" / "train_log.jsonl").is_file()
 

@@ -236,10 +236,17 @@ def _as_plain_text_tokenizer(
     for name in names:
         added[name]["special"] = True
     data["truncation"] = data["padding"] = None
+    if merges := data["model"].get("merges"):
+        # Where a marker is a piece of the vocabulary, too (Yi's <img>), text must not be merged into it.
+        data["model"]["merges"] = [merge for merge in merges if _merged(merge) not in names]
     plain = Tokenizer.from_str(json.dumps(data))
     plain.encode_special_tokens = True
     markers = {n: Marker(added[n]["id"], bool(added[n]["lstrip"]), bool(added[n]["rstrip"])) for n in names}
     return plain, markers
+
+
+def _merged(merge: str | list[str]) -> str:
+    return "".join(merge.split(" ") if isinstance(merge, str) else merge)
 
 
 def bos_of(tokenizer: Any) -> tuple[int, ...]:

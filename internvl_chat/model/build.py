@@ -85,7 +85,7 @@ def flavour_of(folder: Path, raw: Mapping[str, Any]) -> Literal["original", "hf"
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> InternVLChatConfig:
-    """Chat config of a model folder of either layout with ``overrides`` applied. Raises CheckpointError, ConfigError."""
+    """Chat config of a model folder, either layout, with ``overrides`` applied. Raises CheckpointError, ConfigError."""
     folder = Path(path)
     raw = read_config_file(folder)
     if flavour_of(folder, raw) == "hf":

@@ -42,8 +42,8 @@ class UngroupQKV(ConversionOps):
     """``wqkv`` <-> query, key and value matrices.
 
     Rows of ``wqkv``: for each key head its query heads, then the key head, then the value head, ``head_dim`` rows each
-    (published modelling code). Weights ``(rows, hidden)`` and biases ``(rows,)`` alike. Looks at the config only, not at
-    the parameters: under ZeRO-3 those are empty.
+    (published modelling code). Weights ``(rows, hidden)`` and biases ``(rows,)`` alike. Looks at the config only: under
+    ZeRO-3 the parameters are empty.
     """
 
     def __init__(self, inverse: bool = False) -> None:

@@ -69,11 +69,11 @@ def assemble(parts: Parts, out: Path) -> Path:
     added = add_special_tokens(tokenizer, parts.new_tokens)
     if added:
         grow_vocabulary(llm, len(tokenizer), added)
-    model = compose(vision, llm, parts)
-    model.config.img_context_token_id = image_token_id(tokenizer)
     size = parts.settings.get("force_image_size") or vision.config.image_size
     if size != vision.config.image_size:
-        vision.resize_position_embeddings(size)
+        vision.resize_position_embeddings(size)  # before compose, which copies the tower's config
+    model = compose(vision, llm, parts)
+    model.config.img_context_token_id = image_token_id(tokenizer)
     model.config.force_image_size = size
     save_model_folder(model, tokenizer, out)
     save_tokenizer(tokenizer, out, parts.llm)

@@ -185,6 +185,7 @@ def _make_core(proto: Any, added: dict[int, AddedToken], special: set[str], only
     own = {i: names[i] for i, kind in enumerate(kinds) if kind == _USER_DEFINED and names[i] not in special}
     core.normalizer = normalizers.Sequence(_make_normalizers(rules, list(own.values()), only_first_prefix))
     if rules.add_dummy_prefix and only_first_prefix:
+        # Llama with "legacy": false; before it, each part behind a special token began with a space too.
         core.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="first", split=False)
     ends = [decoders.Strip(" ", 1, 0)] if rules.add_dummy_prefix or rules.remove_extra_whitespaces else []
     core.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *ends])

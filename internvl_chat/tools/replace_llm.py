@@ -10,7 +10,14 @@ from internvl_chat.tools.card import write_card
 from internvl_chat.tools.proof import add_folders, fresh_folder, logits_of, prove
 
 # What of the chat model's config goes over to the new one.
-_KEPT = ("select_layer", "downsample_ratio", "ps_version", "dynamic_image_size", "use_thumbnail", "min_dynamic_patch")
+_KEPT: tuple[str, ...] = (
+    "select_layer",
+    "downsample_ratio",
+    "ps_version",
+    "dynamic_image_size",
+    "use_thumbnail",
+    "min_dynamic_patch",
+)
 _KEPT += ("max_dynamic_patch", "pad2square", "normalize_type", "force_image_size", "system_message")
 
 

@@ -1,4 +1,4 @@
-"""``internvl resize-pos-embed``: a chat model for tiles of another size, its position embedding interpolated for good."""
+"""``internvl resize-pos-embed``: a chat model for tiles of another size, position embedding interpolated for good."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         f"internvl train --model_name_or_path {out} ...",
     )
     print(
-        f"wrote {out}: tiles of {size} pixels, {model.config.num_image_token} tokens each; reloaded, its logits are equal"
+        f"wrote {out}: tiles of {size} pixels, {model.config.num_image_token} tokens each; "
+        "reloaded, its logits are equal"
     )
     return 0

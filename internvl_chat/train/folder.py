@@ -1,4 +1,4 @@
-"""A model folder as users and servers want it: weights and tokenizer with the chat template and the stop ids of ours."""
+"""A model folder as users and servers want it: with our chat template and stop ids."""
 
 from __future__ import annotations
 

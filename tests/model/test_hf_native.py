@@ -120,7 +120,7 @@ def test_mixed_up_layouts_are_named(tiny_folder, tmp_path):
     (tmp_path / "own" / "model.safetensors").replace(tmp_path / "kept")
     (tmp_path / "hf" / "model.safetensors").replace(tmp_path / "own" / "model.safetensors")
     (tmp_path / "kept").replace(tmp_path / "hf" / "model.safetensors")
-    with pytest.raises(CheckpointError, match="weights are in the HF-native layout, config.json is not"):
+    with pytest.raises(CheckpointError, match=r"weights are in the HF-native layout, config\.json is not"):
         load_model(tmp_path / "own")
-    with pytest.raises(CheckpointError, match="weights are in the original layout, config.json is not"):
+    with pytest.raises(CheckpointError, match=r"weights are in the original layout, config\.json is not"):
         load_model(tmp_path / "hf")

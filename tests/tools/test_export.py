@@ -44,7 +44,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def through_plain_transformers(folder: Path, question: str, picture: Path) -> tuple[np.ndarray, list[int]]:
-    """Tiles and ids of the greedy answer with nothing of ours: model, image processor, tokenizer and chat template of the folder.
+    """Tiles and ids of the greedy answer with nothing of ours but the folder: model, image processor, chat template.
 
     ``AutoProcessor`` would do these steps, but cannot be built without a torchvision that matches this torch.
     """
@@ -98,7 +98,7 @@ def test_dtype(models, tmp_path):
 
 
 def test_parts_taken_out_build_the_same_model(models, tmp_path):
-    """extract-vit and extract-mlp, and a language model by transformers' own save: together they are the whole again."""
+    """extract-vit, extract-mlp, and a language model saved by transformers: together they are the whole again."""
     source = models["qwen2"]
     whole = load_model(source, torch.float32)
     vit, mlp, llm = tmp_path / "vit", tmp_path / "mlp.pth", tmp_path / "llm"
@@ -127,7 +127,8 @@ def test_replace_llm_needs_a_fresh_projector_for_another_width(models, tmp_path,
     load_model(tmp_path / "wide", torch.float32).language_model.save_pretrained(llm)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (llm / file).write_bytes((tmp_path / "wide" / file).read_bytes())
-    words = ["replace-llm", str(models["qwen2"]), str(tmp_path / "out"), "--llm", str(llm), "--template", "internlm2-chat"]
+    words = ["replace-llm", str(models["qwen2"]), str(tmp_path / "out"), "--llm", str(llm)]
+    words += ["--template", "internlm2-chat"]
     assert main(words) == 2
     assert "--fresh_mlp" in capsys.readouterr().err
     assert main([*words, "--fresh_mlp"]) == 0
