@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
@@ -18,7 +18,7 @@ from internvl_chat.constants import IMAGE_STATISTICS
 from internvl_chat.errors import ConfigError
 from internvl_chat.model.attention import PACKED, pack_kwargs, register_packed_attention, restarts
 from internvl_chat.model.config import InternVLChatConfig
-from internvl_chat.model.llm import llm_spec
+from internvl_chat.model.llm import build_llm
 from internvl_chat.model.loss import ChunkedLMHead, compute_dtype, divide_loss, next_token_targets
 from internvl_chat.model.projector import build_projector, project
 from internvl_chat.model.vit import InternVisionModel
@@ -43,10 +43,9 @@ class InternVLChatModel(PreTrainedModel):
     def __init__(self, config: InternVLChatConfig) -> None:
         register_packed_attention()
         super().__init__(config)
-        llm_spec(config.llm_config.model_type)
         vision, llm = config.vision_config, config.llm_config
         self.vision_model = InternVisionModel(vision)
-        self.language_model = AutoModelForCausalLM.from_config(llm, trust_remote_code=False)
+        self.language_model = build_llm(llm)
         self.mlp1 = build_projector(vision.hidden_size, llm.hidden_size, config.downsample_ratio)
         self.set_output_embeddings(self.language_model.get_output_embeddings())
         self.post_init()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 from internvl_chat.errors import ConfigError, nearest
 from internvl_chat.model.internlm2 import register_internlm2
@@ -53,6 +53,16 @@ def llm_spec(model_type: str) -> LLMSpec:
             + nearest(model_type, LLMS)
         )
     return LLMS[model_type]
+
+
+def build_llm(config: PreTrainedConfig) -> Any:
+    """A language model with fresh weights, by its class's constructor. Raises ConfigError for an unsupported type.
+
+    ``AutoModelForCausalLM.from_config`` would cut it into ZeRO-3 pieces whenever a run uses them, also where only names
+    and shapes are wanted; within ``from_pretrained`` the constructor is cut like the rest.
+    """
+    llm_spec(config.model_type)
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
 
 
 def hf_llm_config(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from internvl_chat.config.zero import FOLDER
+from internvl_chat.tools.tiny import make_tiny
 from tests.train.runs import flags, losses, run_all, weights
 
 STAGES = ("zero1", "zero2", "zero3")
@@ -40,6 +41,10 @@ def runs(tiny: Path, mixed_data: Path, tmp_path_factory: pytest.TempPathFactory)
             ["copy", str(root / f"{stage}-whole" / "checkpoint-3"), str(root / f"{stage}-resumed" / "checkpoint-3")],
             flags(tiny, mixed_data, root / f"{stage}-resumed", deepspeed=config, **SHARED),
         ]  # fmt: skip
+    # Experts that only one rank uses must not stop the others.
+    experts = make_tiny(root / "experts", "qwen3_moe", image_size=28, vision_hidden=32, llm_hidden=32)
+    run_all([flags(experts, mixed_data, root / "one-moe", gradient_accumulation_steps=2, **exact)])
+    jobs.append(flags(experts, mixed_data, root / "zero3-moe", deepspeed=root / "zero3.json", **exact))
     run_all(jobs, processes=2)
     return root
 
@@ -49,6 +54,12 @@ def runs(tiny: Path, mixed_data: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_two_processes_have_the_losses_of_one(runs: Path, stage: str) -> None:
     assert len(losses(runs / "one")) == 8
     assert losses(runs / stage) == pytest.approx(losses(runs / "one"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_mixture_of_experts_in_zero3_has_the_losses_of_one_process(runs: Path) -> None:
+    assert losses(runs / "zero3-moe") == pytest.approx(losses(runs / "one-moe"), rel=1e-5)
+    assert weights(runs / "zero3-moe").keys() == weights(runs / "experts").keys(), "experts are stored one by one"
 
 
 @pytest.mark.slow
