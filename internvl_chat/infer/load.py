@@ -13,11 +13,11 @@ from internvl_chat.data.template import Template
 from internvl_chat.data.tiles import ImageBackend, TileSettings
 from internvl_chat.data.tokens import Encoder
 from internvl_chat.errors import CheckpointError, ConfigError, nearest
+from internvl_chat.model.adapter import Origin, read_origin
 from internvl_chat.model.build import load_config, load_model
 from internvl_chat.model.chat import InternVLChatModel
+from internvl_chat.model.hub import find_folder
 from internvl_chat.model.layout import ADAPTER_FILE
-from internvl_chat.model.lora import Origin, read_origin
-from internvl_chat.model.merge import load_merged
 from internvl_chat.model.tokenizer import load_tokenizer
 
 DTYPES: dict[str, torch.dtype] = {
@@ -63,11 +63,7 @@ def load(
     ``base``: where the base of an adapter is, None = where it was trained.
     Raises CheckpointError for a folder that is no usable model, ConfigError for settings that cannot be used.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{path}: no such folder; give a model folder (config.json, tokenizer.json, *.safetensors)"
-        )
+    folder = find_folder(path)
     adapter = (folder / ADAPTER_FILE).is_file() and not (folder / "config.json").is_file()
     if not adapter and not (folder / "config.json").is_file():
         inside = sorted(str(found.parent) for found in folder.glob("*/config.json"))
@@ -83,6 +79,8 @@ def load(
     Encoder.from_config(tokenizer, load_config(origin.base, {**origin.overrides, **given}))
     options: dict[str, Any] = {"attn_implementation": attn_implementation, "device": place, "config_overrides": given}
     if adapter:
+        from internvl_chat.model.merge import load_merged  # peft is not needed otherwise
+
         model, _ = load_merged(folder, origin.base, number_type, **options)
     else:
         model = load_model(folder, number_type, **options)

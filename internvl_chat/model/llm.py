@@ -62,7 +62,8 @@ def build_llm(config: PreTrainedConfig) -> Any:
     and shapes are wanted; within ``from_pretrained`` the constructor is cut like the rest.
     """
     llm_spec(config.model_type)
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return kind(config)
 
 
 def hf_llm_config(config: PreTrainedConfig) -> PreTrainedConfig:

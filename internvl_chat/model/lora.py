@@ -11,7 +11,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from internvl_chat.errors import CheckpointError, ConfigError, nearest
+from internvl_chat.model.adapter import ORIGIN, Origin, read_origin
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.layout import ADAPTER_FILE
 from internvl_chat.model.token_rows import add_token_rows, fold_token_rows, is_token_row, token_row_ids
 
 WEIGHTS = "adapter_model.safetensors"
-ORIGIN = "internvl_adapter.json"
 _PREFIX = "base_model.model."
 _ADAPTER = ".default"
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -48,18 +48,6 @@ class LoraOptions:
 
     def __bool__(self) -> bool:
         return bool(self.llm_rank or self.vision_rank)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What an adapter belongs to: the folder of its base model, the settings changed in its config.
-
-    ``new_token_ids``: tokens of which the adapter holds rows of its own.
-    """
-
-    base: Path
-    overrides: dict[str, Any] = field(default_factory=dict)
-    new_token_ids: tuple[int, ...] = ()
 
 
 def unwrap(model: nn.Module) -> InternVLChatModel:
@@ -204,6 +192,18 @@ def full_modules(names: Mapping[str, Any]) -> list[str]:
 
 def load_trained(model: PeftModel, folder: Path) -> None:
     """Fill what trains with the weights of an adapter folder. Raises CheckpointError unless all of them fit."""
+    targets = _on_disk_names(model)
+    with torch.no_grad():
+        for name, tensor in read_trained(model, folder).items():
+            targets[name].copy_(tensor)
+
+
+def _on_disk_names(model: PeftModel) -> dict[str, nn.Parameter]:
+    return {name.replace(f"{_ADAPTER}.", "."): parameter for name, parameter in model.named_parameters()}
+
+
+def read_trained(model: PeftModel, folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter folder. Raises CheckpointError unless they are just those that train in ``model``."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise CheckpointError(f"{folder}: no {WEIGHTS}; this is no adapter folder, or its copy is incomplete")
@@ -211,35 +211,44 @@ def load_trained(model: PeftModel, folder: Path) -> None:
         found = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or cut off ({error}); copy it again") from error
-    targets = {name.replace(f"{_ADAPTER}.", "."): parameter for name, parameter in model.named_parameters()}
+    targets = _on_disk_names(model)
     wanted = {name for name, parameter in targets.items() if parameter.requires_grad}
     missing, unexpected = sorted(wanted - found.keys()), sorted(found.keys() - targets.keys())
-    shapes = [n for n in found.keys() & targets.keys() if found[n].shape != targets[n].shape]
+    shapes = [n for n in found.keys() & targets.keys() if tuple(found[n].shape) != _shape(targets[n])]
     if missing or unexpected or shapes:
         raise CheckpointError(
             f"{path} does not fit the model (missing: {', '.join(missing[:4]) or 'none'}; unexpected: "
             f"{', '.join(unexpected[:4]) or 'none'}; of another shape: {', '.join(shapes[:4]) or 'none'}): it was "
             "trained on another base, or with other LoRA and freeze flags"
         )
-    with torch.no_grad():
-        for name, tensor in found.items():
-            targets[name].copy_(tensor)
+    return found
 
 
-def read_origin(folder: Path, base: str | Path | None = None) -> Origin:
-    """What the adapter in ``folder`` belongs to; ``base`` overrides where that is. Raises CheckpointError."""
-    try:
-        config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-        path = folder / ORIGIN
-        own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: no readable adapter ({error})") from error
-    found = Path(str(base or own.get("base") or config.get("base_model_name_or_path") or ""))
-    if not (found / "config.json").is_file():
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    # Under ZeRO-3 the tensor itself is empty.
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def check_checkpoint(model: nn.Module, folder: Path, origin: Origin) -> None:
+    """Raise CheckpointError unless a checkpoint can go on in ``model``: both with LoRA or both without, on one base.
+
+    Frozen weights are not in the checkpoint of an adapter, so they must be those that it was trained beside.
+    """
+    adapter = (folder / ADAPTER_FILE).is_file()
+    if adapter != isinstance(model, PeftModel):
+        found, now = ("with LoRA", "without") if adapter else ("without LoRA", "with it")
         raise CheckpointError(
-            f"{folder}: its base model is not at {str(found) or '(no path given)'}; say where it is: --base FOLDER"
+            f"{folder} is of a run {found}, this one is {now}: resume with the flags it was made with"
         )
-    return Origin(found, own.get("overrides", {}), tuple(own.get("new_token_ids", ())))
+    if not isinstance(model, PeftModel):
+        return
+    read_trained(model, folder)
+    base = read_origin(folder).base
+    if base.resolve() != origin.base.resolve():
+        raise CheckpointError(
+            f"{folder} was trained on {base}, this run starts from {origin.base}: resume with the same model, or merge "
+            f"first: internvl merge-lora {folder} OUT"
+        )
 
 
 def apply_adapter(model: InternVLChatModel, folder: Path, new_token_ids: tuple[int, ...] = ()) -> InternVLChatModel:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from internvl_chat.errors import CheckpointError
+from internvl_chat.model.adapter import read_origin
 from internvl_chat.model.attention import resolve_attention
 from internvl_chat.model.build import load_config, load_model, settle_tying
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.layout import StoredTensor, check_shapes, set_conversions, stored_tensors
-from internvl_chat.model.lora import apply_adapter, read_origin
+from internvl_chat.model.lora import apply_adapter
 from internvl_chat.model.parts import read_tensors
 from internvl_chat.model.tokenizer import image_token_id, load_tokenizer
 

@@ -23,7 +23,7 @@ from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.config import InternVisionConfig, InternVLChatConfig
 from internvl_chat.model.layout import is_hf_native, read_bin, stored_tensors
 from internvl_chat.model.llm import llm_spec, register_language_models
-from internvl_chat.model.projector import build_projector
+from internvl_chat.model.projector import build_projector, merge_factor
 from internvl_chat.model.save import save_model_folder
 from internvl_chat.model.tokenizer import add_special_tokens, image_token_id, load_tokenizer, save_tokenizer
 
@@ -70,16 +70,28 @@ def assemble(parts: Parts, out: Path) -> Path:
     if added:
         grow_vocabulary(llm, len(tokenizer), added)
     size = parts.settings.get("force_image_size") or vision.config.image_size
+    check_image_size(size, vision.config.patch_size, parts.settings.get("downsample_ratio", 0.5))
     if size != vision.config.image_size:
         vision.resize_position_embeddings(size)  # before compose, which copies the tower's config
     model = compose(vision, llm, parts)
     model.config.img_context_token_id = image_token_id(tokenizer)
     model.config.force_image_size = size
+    (out / RECORD).unlink(missing_ok=True)  # of other parts, should this be cut short
     save_model_folder(model, tokenizer, out)
     save_tokenizer(tokenizer, out, parts.llm)
     record = {"parts": wanted, "added_tokens": sorted(range(len(tokenizer) - added, len(tokenizer)))}
     (out / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return out
+
+
+def check_image_size(size: int, patch_size: int, downsample_ratio: float) -> None:
+    """Raise ConfigError unless the patches of a tile can be merged into whole image tokens."""
+    side = merge_factor(downsample_ratio)
+    if size % (patch_size * side):
+        raise ConfigError(
+            f"--force_image_size {size}: must be a multiple of {patch_size * side} ({side} x {side} patches of "
+            f"{patch_size} pixels make an image token)"
+        )
 
 
 def added_tokens(folder: Path) -> list[int] | None:

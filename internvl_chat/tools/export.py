@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from internvl_chat.tools.card import write_card
 from internvl_chat.tools.proof import add_dtype, add_folders, check_dtype, fresh_folder, logits_of, prove
@@ -25,10 +24,11 @@ def run(args: argparse.Namespace) -> int:
     """Load, write, load again, compare. Returns the exit status."""
     out, dtype = fresh_folder(args.out), check_dtype(args.dtype)
     from internvl_chat.model.build import load_model
+    from internvl_chat.model.hub import find_folder
     from internvl_chat.model.tokenizer import load_tokenizer
     from internvl_chat.train.folder import write_folder
 
-    source = Path(args.checkpoint)
+    source = find_folder(args.checkpoint)
     model, tokenizer = load_model(source, dtype), load_tokenizer(source)
     expected = logits_of(model)
     write_folder(model, tokenizer, out, layout=args.format, source=source)

@@ -25,10 +25,11 @@ def run(args: argparse.Namespace) -> int:
     from safetensors.torch import save_file
 
     from internvl_chat.model.build import load_model
+    from internvl_chat.model.hub import find_folder
     from internvl_chat.model.parts import load_projector
     from internvl_chat.model.projector import build_projector
 
-    model = load_model(Path(args.checkpoint), "auto")
+    model = load_model(find_folder(args.checkpoint), "auto")
     config = model.config
     state = {name: tensor.detach().contiguous() for name, tensor in model.mlp1.state_dict().items()}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -28,9 +28,10 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from internvl_chat.model.build import load_model
+    from internvl_chat.model.hub import find_folder
     from internvl_chat.model.parts import cut_tower, load_vision
 
-    model = load_model(Path(args.checkpoint), dtype)
+    model = load_model(find_folder(args.checkpoint), dtype)
     tower = model.vision_model
     pixels = torch.randn(1, 3, *[tower.config.image_size] * 2, generator=torch.Generator().manual_seed(0))
     pixels = pixels.to(tower.dtype)

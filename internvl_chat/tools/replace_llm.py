@@ -36,15 +36,16 @@ def run(args: argparse.Namespace) -> int:
     out = fresh_folder(args.out)
     from internvl_chat.data.template import get_template
     from internvl_chat.model.build import load_config, load_model
+    from internvl_chat.model.hub import find_folder
     from internvl_chat.model.parts import Parts, added_tokens, assemble
     from internvl_chat.model.tokenizer import load_tokenizer
     from internvl_chat.train.folder import write_folder
 
-    source = Path(args.checkpoint)
+    source = find_folder(args.checkpoint)
     config = load_config(source)
     settings = {name: getattr(config, name) for name in _KEPT}
     settings["template"] = get_template(args.template).name
-    parts = Parts(source, Path(args.llm), None if args.fresh_mlp else source, settings=settings)
+    parts = Parts(source, find_folder(args.llm), None if args.fresh_mlp else source, settings=settings)
     try:
         assemble(parts, out)
     except CheckpointError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from internvl_chat.errors import CheckpointError, ConfigError
 from internvl_chat.tools.card import write_card
@@ -23,11 +22,12 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from internvl_chat.model.build import load_config, load_model
+    from internvl_chat.model.hub import find_folder
     from internvl_chat.model.projector import merge_factor
     from internvl_chat.model.tokenizer import load_tokenizer
     from internvl_chat.train.folder import write_folder
 
-    source, size = Path(args.checkpoint), args.image_size
+    source, size = find_folder(args.checkpoint), args.image_size
     config = load_config(source)
     step = config.vision_config.patch_size * merge_factor(config.downsample_ratio)
     if size < step or size % step:

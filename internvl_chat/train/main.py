@@ -17,7 +17,7 @@ from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.faults import Ledger, TooManyFaults
 from internvl_chat.data.loader import MicroBatches, Place
 from internvl_chat.log import get_logger, setup_logging
-from internvl_chat.model.lora import unwrap
+from internvl_chat.model.lora import check_checkpoint, unwrap
 from internvl_chat.model.tune import Tuning, assert_trainable, describe_layers, format_table, trainable_table
 from internvl_chat.train import dist, setup, state
 from internvl_chat.train.callbacks import JsonLinesLog, ShortBar, ShortLines, TrainableText, TrueEpoch
@@ -52,6 +52,8 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
 
     set_seed(args.seed)
     model = _prepare_model(source, model_args, args, tuning)
+    if resume:
+        check_checkpoint(model, resume[0], source.origin)
     if dist.rank() == 0:
         # Only now: nothing of an old run is deleted for a new one that could not have started.
         _tidy_output_dir(output_dir, args.overwrite_output_dir, batches, resume is not None)

@@ -19,10 +19,12 @@ from internvl_chat.config.model import ModelArguments
 from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.template import template_of
 from internvl_chat.errors import ConfigError
+from internvl_chat.model.adapter import Origin
 from internvl_chat.model.build import load_config, load_model
 from internvl_chat.model.config import InternVLChatConfig
-from internvl_chat.model.lora import LoraOptions, Origin
-from internvl_chat.model.parts import Parts, added_tokens, assemble, read_new_tokens
+from internvl_chat.model.hub import find_folder
+from internvl_chat.model.lora import LoraOptions
+from internvl_chat.model.parts import Parts, added_tokens, assemble, check_image_size, read_new_tokens
 from internvl_chat.model.tokenizer import load_tokenizer
 from internvl_chat.model.tune import Tuning, apply_tuning
 from internvl_chat.train import dist
@@ -69,7 +71,7 @@ def find_source(model: ModelArguments, data: DataArguments, args: TrainArguments
     """Read config and tokenizer; parts are built first, by rank 0. Raises ConfigError, CheckpointError."""
     overrides = checkpoint_overrides(model, data)
     if model.vision_path is None:
-        folder = Path(str(model.model_name_or_path))
+        folder = _found(model.model_name_or_path)
     else:
         folder = _build(model, data, args, overrides)
         overrides = {"drop_path_rate": model.drop_path_rate}  # all else is in the folder that was built
@@ -79,11 +81,18 @@ def find_source(model: ModelArguments, data: DataArguments, args: TrainArguments
             f"--down_sample_ratio {data.down_sample_ratio} contradicts the checkpoint, whose projector is made for "
             f"{config.downsample_ratio}; leave the flag out"
         )
+    check_image_size(config.image_size, config.vision_config.patch_size, config.downsample_ratio)
     template_of(config)
     new = tuple(added_tokens(folder) or ()) if model.train_new_tokens else ()
     if model.train_new_tokens and not new:
         raise ConfigError("--train_new_tokens True: building from these parts added no tokens; leave the flag out")
     return ModelSource(folder, overrides, config, load_tokenizer(folder), new)
+
+
+def _found(name: str | None) -> Path:
+    """The folder of a model; what has to be downloaded is so by one process per node."""
+    with dist.local_main_first():
+        return find_folder(str(name))
 
 
 def _build(model: ModelArguments, data: DataArguments, args: TrainArguments, overrides: dict[str, Any]) -> Path:
@@ -92,8 +101,8 @@ def _build(model: ModelArguments, data: DataArguments, args: TrainArguments, ove
     # Fine-tuned models of this family since 1.5 have these; the class defaults are those of the first releases.
     settings |= {"downsample_ratio": data.down_sample_ratio or 0.5, "ps_version": model.ps_version or "v2"}
     parts = Parts(
-        vision=Path(str(model.vision_path)).resolve(),
-        llm=Path(str(model.llm_path)).resolve(),
+        vision=_found(model.vision_path).resolve(),
+        llm=_found(model.llm_path).resolve(),
         mlp=None if model.mlp_path is None else Path(model.mlp_path).resolve(),
         new_tokens=() if model.new_tokens is None else read_new_tokens(Path(model.new_tokens)),
         settings=settings,

@@ -23,7 +23,7 @@ from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.batch import Batch
 from internvl_chat.data.faults import Ledger
 from internvl_chat.data.loader import MicroBatches, make_loader
-from internvl_chat.errors import DataError
+from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.model.build import load_weights
 from internvl_chat.model.lora import load_trained, save_adapter, unwrap
 from internvl_chat.model.loss import token_weights
@@ -35,6 +35,7 @@ from internvl_chat.train.setup import data_state
 from internvl_chat.train.source import ModelSource
 from internvl_chat.train.state import begin_saving, finish_saving, keep_newest
 
+_RATE_FLAGS = {"vit_lr": "vision_model", "mlp_lr": "mlp1"}
 # Folder of the trained adapter, in the output folder.
 ADAPTER = "adapter"
 
@@ -61,6 +62,13 @@ class InternVLTrainer(Trainer):
         ledger: Ledger,
         max_faults: int,
     ) -> None:
+        own = [f"--{flag}" for flag, rate in _RATE_FLAGS.items() if learning_rates.get(rate) is not None]
+        zero = getattr(args, "hf_deepspeed_config", None)
+        if own and zero is not None and "optimizer" in zero.config:
+            raise ConfigError(
+                f"{', '.join(own)}: the --deepspeed configuration has an optimizer of its own, which knows one "
+                "learning rate; remove its optimizer block"
+            )
         # Old checkpoints are deleted here, after the new one is complete, not by the library before that.
         self._keep_checkpoints, args.save_total_limit = args.save_total_limit, None
         args.max_steps = batches.num_steps

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.utils import parametrize
 
+from internvl_chat.model.adapter import Origin
 from internvl_chat.model.build import load_model, load_weights
-from internvl_chat.model.lora import LoraOptions, Origin, apply_adapter, save_adapter
+from internvl_chat.model.lora import LoraOptions, apply_adapter, save_adapter
 from internvl_chat.model.save import save_model_folder
 from internvl_chat.model.token_rows import fold_token_rows, folded_state
 from internvl_chat.model.tokenizer import load_tokenizer

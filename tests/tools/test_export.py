@@ -149,7 +149,7 @@ def test_resize_pos_embed(models, tmp_path, capsys):
     [
         (["export", "{model}", "{full}"], "exists already; choose another OUT"),
         (["export", "{model}", "{out}", "--dtype", "float23"], "did you mean 'float32'"),
-        (["export", "{out}", "{out}x"], "no model folder"),
+        (["export", "{out}", "{out}x"], "no such folder; check the path"),
         (["merge-lora", "{model}", "{out}"], "neither an adapter folder nor a checkpoint with LoRA inside"),
         (["merge-lora", "{model}", "{out}", "--base", "x"], "is no adapter folder"),
         (["extract-mlp", "{model}", "{out}"], "ends in .safetensors or .pth"),

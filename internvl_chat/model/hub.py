@@ -1,0 +1,42 @@
+"""A model by folder or by its name on the hub (``OpenGVLab/InternVL3-2B``), as the original's scripts write it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import HfHubHTTPError
+
+from internvl_chat.errors import CheckpointError
+
+_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# Configs, tokenizers, safetensors and the code that travels with them; no second copy as .bin, no example pictures.
+_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+
+
+def find_folder(name: str | Path) -> Path:
+    """The folder itself, or that of a hub model: from the hub's cache, downloaded into it if need be.
+
+    Raises CheckpointError for what is neither, and where the hub cannot be reached.
+    """
+    folder = Path(name).expanduser()
+    if folder.exists():
+        return folder
+    if not _NAME.fullmatch(str(name)):
+        raise CheckpointError(f"{name}: no such folder; check the path")
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=_FILES))
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(f"{name}: neither a folder nor a model on the hub; check the name") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise CheckpointError(
+            f"{name}: no such folder, and as a model of the hub it cannot be had here ({_first_line(error)}). Where "
+            f"there is a network: hf download {name} --local-dir pretrained/{str(name).split('/')[-1]}; then give "
+            "that folder"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
