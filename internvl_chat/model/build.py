@@ -155,8 +155,9 @@ def load_model(
     stored = stored_tensors(folder)
     settle_tying(config, stored)
     check_shapes(folder, stored, config, flavour)
-    config.img_context_token_id = image_token_id(load_tokenizer(folder))
-    _check_vocabulary(folder, config)
+    tokenizer = load_tokenizer(folder)
+    config.img_context_token_id = image_token_id(tokenizer)
+    _check_vocabulary(folder, config, tokenizer)
     register_packed_attention()
     register_hf_native()
     attention = resolve_attention(attn_implementation, device)
@@ -201,12 +202,15 @@ def settle_tying(config: InternVLChatConfig, stored: Mapping[str, Any]) -> None:
     config.tie_word_embeddings = bool(config.llm_config.tie_word_embeddings)
 
 
-def _check_vocabulary(folder: Path, config: InternVLChatConfig) -> None:
-    """Raise CheckpointError if the image token has no row in the embedding: tokenizer and weights are not a pair."""
-    token, rows = config.img_context_token_id, config.llm_config.vocab_size
-    if token is not None and token >= rows:
+def _check_vocabulary(folder: Path, config: InternVLChatConfig, tokenizer: Any) -> None:
+    """Raise CheckpointError if a token has no row in the embedding: tokenizer and weights are not a pair."""
+    rows = config.llm_config.vocab_size
+    # <video>: transformers' processor wants the HF-native layout to name it; nothing here ever writes it.
+    beyond = [name for name, number in tokenizer.get_vocab().items() if number >= rows and name != "<video>"]
+    if beyond:
+        shown = IMG_CONTEXT if IMG_CONTEXT in beyond else beyond[0]
         raise CheckpointError(
-            f"{folder}: the tokenizer gives {IMG_CONTEXT} the id {token}, but the model has only {rows} tokens: "
+            f"{folder}: the model has only {rows} tokens, the tokenizer gives {len(beyond)} ids beyond them ({shown}): "
             "tokenizer and weights are of different models, or tokens were added without resizing the vocabulary"
         )
 

@@ -223,7 +223,9 @@ class InternVLChatModel(PreTrainedModel):
         return row["cu_seq_lens_q"], row
 
     def _head(self) -> nn.Linear:
-        if not isinstance(self.get_output_embeddings(), ChunkedLMHead):
+        # peft keeps an output layer that trained in full inside a wrapper, which hands everything on.
+        head = self.get_output_embeddings()
+        if not isinstance(getattr(head, "original_module", head), ChunkedLMHead):
             # Replaced from outside, e.g. by a resize of the language model's vocabulary.
             self.set_output_embeddings(self.get_output_embeddings())
         return self.get_output_embeddings()

@@ -282,7 +282,7 @@ def old_format(state: dict[str, Any], path: Path) -> None:
 
 
 def bare_pickle(state: dict[str, Any], path: Path) -> None:
-    path.write_bytes(pickle.dumps(state["payload"]))
+    path.write_bytes(pickle.dumps(state["payload"], protocol=2))
 
 
 @pytest.mark.parametrize("write", [zipped, old_format, bare_pickle], ids=lambda write: write.__name__)

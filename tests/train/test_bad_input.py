@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from internvl_chat import cli
-from internvl_chat.train import setup
+from internvl_chat.train import main as train_main
 from tests.train.runs import flags
 
 Fail = Callable[..., str]
@@ -27,7 +27,7 @@ def fail(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     def never(*args: Any) -> None:
         raise AssertionError("the model was loaded before the input was checked")
 
-    monkeypatch.setattr(setup, "build_model", never)
+    monkeypatch.setattr(train_main, "build_model", never)
 
     def run(lines: list[Any] | None = None, manifest: dict[str, Any] | None = None, **changes: Any) -> str:
         good = {"image": "good.png", "conversations": [QUESTION, ANSWER]}
