@@ -10,11 +10,12 @@ from pathlib import Path
 
 from internvl_chat import __version__
 
+CARD = "README.md"
 _PACKAGES = ("torch", "transformers", "peft")
 
 
-def write_card(folder: Path, title: str, parents: Mapping[str, str], facts: Mapping[str, str], usage: str) -> None:
-    """Write ``folder/README.md``. ``parents``: role -> folder it was made from; ``facts``: what was measured."""
+def write_card(path: Path, title: str, parents: Mapping[str, str], facts: Mapping[str, str], usage: str) -> None:
+    """Write the card to ``path``. ``parents``: role -> folder it was made from; ``facts``: what was measured."""
     bases = "\n".join(f"- {Path(path).name}" for path in parents.values())
     made_from = "\n".join(f"- {role}: `{path}`" for role, path in parents.items())
     measured = "\n".join(f"- {name}: {value}" for name, value in facts.items())
@@ -48,4 +49,4 @@ by
 {usage}
 ```
 """
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from internvl_chat.tools.card import write_card
+from internvl_chat.tools.card import CARD, write_card
 from internvl_chat.tools.proof import add_dtype, add_folders, check_dtype, fresh_folder, logits_of, prove
 
 
@@ -32,14 +32,16 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = load_model(source, dtype), load_tokenizer(source)
     expected = logits_of(model)
     write_folder(model, tokenizer, out, layout=args.format, source=source)
-    difference = prove(out, expected, model, args.format)
+    config, kind = model.config, model.dtype
+    del model  # two copies of a large model need not fit
+    difference = prove(out, expected, config, kind, args.format)
     usage = f"internvl chat {out}"
     write_card(
-        out,
+        out / CARD,
         f"{source.name}, {'HF-native' if args.format == 'hf' else 'original'} layout",
         {"model": str(source)},
-        {"largest difference of logits to it, loaded afresh": f"{difference:.3g}", "dtype": str(model.dtype)},
+        {"largest difference of logits to it, loaded afresh": f"{difference:.3g}", "dtype": str(kind)},
         usage,
     )
-    print(f"wrote {out} ({args.format} layout, {model.dtype}); reloaded, its logits differ by at most {difference:.3g}")
+    print(f"wrote {out} ({args.format} layout, {kind}); reloaded, its logits differ by at most {difference:.3g}")
     return 0

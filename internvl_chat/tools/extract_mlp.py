@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from internvl_chat.errors import CheckpointError, ConfigError
+from internvl_chat.tools.card import write_card
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +43,13 @@ def run(args: argparse.Namespace) -> int:
     load_projector(again, out)
     if any(not torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items()):
         raise CheckpointError(f"{out}: the written projector differs; do not use it, and report this")
+    write_card(
+        out.with_suffix(".md"),
+        f"projector of {Path(args.checkpoint).name}",
+        {"chat model": args.checkpoint},
+        {"widths": f"{state['0.weight'].shape[0]} -> {sizes[1]}", "weights, loaded afresh": "equal to the last bit"},
+        f"internvl train --vision_path VIT --llm_path LLM --mlp_path {out} --conv_style internvl2_5 ...",
+    )
     print(
         f"wrote the projector to {out} ({sum(t.numel() for t in state.values()):,} parameters); reloaded, it is equal"
     )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from internvl_chat.errors import CheckpointError
-from internvl_chat.tools.card import write_card
+from internvl_chat.tools.card import CARD, write_card
 from internvl_chat.tools.proof import add_dtype, add_folders, check_dtype, fresh_folder
 
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         raise CheckpointError(f"{out}: the written tower computes other features; do not use it, and report this")
     layers = tower.config.num_hidden_layers
     write_card(
-        out,
+        out / CARD,
         f"vision tower of {Path(args.checkpoint).name}",
         {"chat model": args.checkpoint},
         {"layers": str(layers), "features, loaded afresh": "equal to the last bit"},

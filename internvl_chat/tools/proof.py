@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from internvl_chat.model.chat import InternVLChatModel
+    from internvl_chat.model.config import InternVLChatConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -65,21 +66,22 @@ def logits_of(model: InternVLChatModel) -> torch.Tensor:
     return probe_logits(model.eval(), token, config.num_image_token, config.image_size, config.llm_config.vocab_size)
 
 
-def prove(folder: Path, expected: torch.Tensor, like: InternVLChatModel, layout: str = "original") -> float:
+def prove(
+    folder: Path, expected: torch.Tensor, config: InternVLChatConfig, dtype: torch.dtype, layout: str = "original"
+) -> float:
     """Largest difference between ``expected`` and what the folder, loaded afresh, computes.
 
-    The original layout must give the same bits; transformers' own model sums in another order. Raises CheckpointError
-    if they differ by more.
+    ``config``, ``dtype``: of the model that gave ``expected``, which need not be in memory any more. The original
+    layout must give the same bits; transformers' own model sums in another order. Raises CheckpointError if they differ
+    by more.
     """
     import torch
     from transformers import AutoModelForImageTextToText
 
     from internvl_chat.model.build import load_model
 
-    dtype = next(like.parameters()).dtype
     if layout == "hf":
         native = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
-        config = like.config
         sizes = (config.num_image_token, config.image_size, config.llm_config.vocab_size)
         found = probe_logits(native, native.config.image_token_id, *sizes)
         # Rounding, as a share of what the logits span.

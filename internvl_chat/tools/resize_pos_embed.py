@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from internvl_chat.errors import CheckpointError, ConfigError
-from internvl_chat.tools.card import write_card
+from internvl_chat.tools.card import CARD, write_card
 from internvl_chat.tools.proof import add_dtype, add_folders, check_dtype, fresh_folder, logits_of, prove
 
 
@@ -28,8 +28,8 @@ def run(args: argparse.Namespace) -> int:
     from internvl_chat.train.folder import write_folder
 
     source, size = find_folder(args.checkpoint), args.image_size
-    config = load_config(source)
-    step = config.vision_config.patch_size * merge_factor(config.downsample_ratio)
+    old = load_config(source)
+    step = old.vision_config.patch_size * merge_factor(old.downsample_ratio)
     if size < step or size % step:
         raise ConfigError(f"--image_size {size}: must be a multiple of {step}, the pixels that make one image token")
     before = load_model(source, dtype)
@@ -43,20 +43,19 @@ def run(args: argparse.Namespace) -> int:
             raise CheckpointError(f"{source}: resizing changed the features; do not use the result, and report this")
     expected = logits_of(model)
     write_folder(model, tokenizer, out, source=source)
-    difference = prove(out, expected, model)
+    config, kind = model.config, model.dtype
+    del model  # two copies of a large model need not fit
+    difference = prove(out, expected, config, kind)
     write_card(
-        out,
+        out / CARD,
         f"{source.name} for tiles of {size} pixels",
         {"model": str(source)},
         {
-            "position embedding": f"{config.vision_config.image_size} -> {size} pixels, bicubic",
-            "image tokens per tile": f"{config.num_image_token} -> {model.config.num_image_token}",
+            "position embedding": f"{old.vision_config.image_size} -> {size} pixels, bicubic",
+            "image tokens per tile": f"{old.num_image_token} -> {config.num_image_token}",
             "largest difference of logits, loaded afresh": f"{difference:.3g}",
         },
         f"internvl train --model_name_or_path {out} ...",
     )
-    print(
-        f"wrote {out}: tiles of {size} pixels, {model.config.num_image_token} tokens each; "
-        "reloaded, its logits are equal"
-    )
+    print(f"wrote {out}: tiles of {size} pixels, {config.num_image_token} tokens each; reloaded, its logits are equal")
     return 0
