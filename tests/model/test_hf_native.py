@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,24 @@ def test_mixed_up_layouts_are_named(tiny_folder, tmp_path):
         load_model(tmp_path / "own")
     with pytest.raises(CheckpointError, match=r"weights are in the original layout, config\.json is not"):
         load_model(tmp_path / "hf")
+
+
+def test_dynamic_positions_of_internlm2_survive(tiny_folder, tmp_path):
+    """Beyond max_position_embeddings they change the logits, in our model as in transformers'."""
+    folder = Path(shutil.copytree(tiny_folder("internlm2"), tmp_path / "model"))
+    raw = json.loads((folder / "config.json").read_text())
+    raw["llm_config"].pop("rope_parameters")
+    raw["llm_config"] |= {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 16}
+    (folder / "config.json").write_text(json.dumps(raw))
+    model, plain = load_model(folder, torch.float32), load_model(tiny_folder("internlm2"), torch.float32)
+    save_hf_folder(model, load_tokenizer(folder), tmp_path / "hf")
+    native = AutoModelForImageTextToText.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    with torch.no_grad():
+        for length, same in ((9, True), (40, False)):
+            ids = torch.arange(length)[None]
+            logits = model(input_ids=ids).logits
+            torch.testing.assert_close(native(input_ids=ids).logits, logits, atol=2e-6, rtol=1e-5)
+            assert torch.allclose(plain(input_ids=ids).logits, logits, atol=1e-5) == same
+    save_model_folder(load_model(tmp_path / "hf"), load_tokenizer(folder), tmp_path / "back")
+    written = json.loads((tmp_path / "back" / "config.json").read_text())["llm_config"]
+    assert written["rope_scaling"] == {"type": "dynamic", "factor": 2.0}, "the published class accepts these keys only"
