@@ -130,6 +130,23 @@ def _needs_lora(name: str, towers: tuple[str, ...] = ("use_llm_lora", "use_backb
     return rule
 
 
+def _idle(flags: dict[str, Any]) -> str | None:
+    """Switches that would do nothing beside the others."""
+    llm_lora, vit_lora = _value(flags, "use_llm_lora", 0), _value(flags, "use_backbone_lora", 0)
+    vit_frozen = _is_true(flags, "freeze_backbone") and not vit_lora and not _value(flags, "unfreeze_vit_layers", 0)
+    idle = {
+        "vit_lr": vit_frozen and "the vision tower is frozen",
+        "mlp_lr": _is_true(flags, "freeze_mlp") and "the projector is frozen",
+        "unfreeze_vit_layers": not _is_true(flags, "freeze_backbone") and "the whole vision tower trains anyway",
+        "unfreeze_lm_head": not _is_true(flags, "freeze_llm") and not llm_lora and "the language model trains anyway",
+    }
+    for name, why in idle.items():
+        off = str(flags.get(name, "")).lower() in ("", "false", "0", "none")
+        if why and not off:
+            return f"--{name} {flags[name]} does nothing: {why}; leave it out"
+    return None
+
+
 def _quantized(flags: dict[str, Any]) -> str | None:
     bits = [name for name in ("load_in_4bit", "load_in_8bit") if _is_true(flags, name)]
     if len(bits) > 1:
@@ -146,6 +163,8 @@ def _new_rows(flags: dict[str, Any]) -> str | None:
         return (
             "--train_new_tokens True: no tokens are added to a whole checkpoint; build it from parts, or leave it out"
         )
+    if _is_true(flags, "unfreeze_lm_head"):
+        return "--train_new_tokens True and --unfreeze_lm_head True: the output layer trains whole; choose one"
     if not _is_true(flags, "freeze_llm") and not _value(flags, "use_llm_lora", 0):
         return "--train_new_tokens True: the whole language model trains, its new rows too; leave the flag out"
     return None
@@ -153,6 +172,7 @@ def _new_rows(flags: dict[str, Any]) -> str | None:
 
 RULES: tuple[Rule, ...] = (
     _model_or_parts,
+    _idle,
     _quantized,
     _new_rows,
     _required("meta_path", "the manifest that names your annotations; see playground/README.md"),

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from internvl_chat.errors import CheckpointError
-from internvl_chat.model.layout import ADAPTER_FILE
+from internvl_chat.log import get_logger
+from internvl_chat.model.hub import find_folder
+from internvl_chat.model.layout import ADAPTER_FILE, fingerprint
+
+log = get_logger(__name__)
 
 ORIGIN = "internvl_adapter.json"
 
@@ -17,12 +21,13 @@ ORIGIN = "internvl_adapter.json"
 class Origin:
     """What an adapter belongs to: the folder of its base model, the settings changed in its config.
 
-    ``new_token_ids``: tokens of which the adapter holds rows of its own.
+    ``new_token_ids``: tokens of which the adapter holds rows of its own; ``fingerprint``: of the base's weights.
     """
 
     base: Path
     overrides: dict[str, Any] = field(default_factory=dict)
     new_token_ids: tuple[int, ...] = ()
+    fingerprint: str = ""
 
 
 def read_origin(folder: Path, base: str | Path | None = None) -> Origin:
@@ -33,9 +38,17 @@ def read_origin(folder: Path, base: str | Path | None = None) -> Origin:
         own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: no readable adapter ({error})") from error
-    found = Path(str(base or own.get("base") or config.get("base_model_name_or_path") or ""))
-    if not (found / "config.json").is_file():
+    named = str(base or own.get("base") or config.get("base_model_name_or_path") or "")
+    try:
+        found = find_folder(named)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"{folder}: its base model is not at {str(found) or '(no path given)'}; say where it is: --base FOLDER"
-        )
-    return Origin(found, own.get("overrides", {}), tuple(own.get("new_token_ids", ())))
+            f"{folder}: its base model is not at {named or '(no path given)'}; say where it is: --base FOLDER"
+        ) from error
+    known = own.get("fingerprint", "")
+    if known and fingerprint(found) != known:
+        message = f"{folder}: the weights in {found} are not those that this adapter was trained on"
+        if base is None:
+            raise CheckpointError(f"{message}; they have changed since. Say where the right ones are: --base FOLDER")
+        log.warning("%s, or another form of them (layout, dtype)", message)
+    return Origin(found, own.get("overrides", {}), tuple(own.get("new_token_ids", ())), known)

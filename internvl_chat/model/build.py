@@ -13,7 +13,6 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import GenerationConfig
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from internvl_chat.constants import IMG_CONTEXT
 from internvl_chat.errors import CheckpointError, ConfigError, nearest
@@ -31,6 +30,7 @@ from internvl_chat.model.layout import (
 )
 from internvl_chat.model.token_rows import unfolded_state
 from internvl_chat.model.tokenizer import image_token_id, load_tokenizer
+from internvl_chat.model.zero3 import gathered
 
 logger = get_logger(__name__)
 
@@ -88,12 +88,17 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """Chat config of a model folder, either layout, with ``overrides`` applied. Raises CheckpointError, ConfigError."""
     folder = Path(path)
     raw = read_config_file(folder)
-    if flavour_of(folder, raw) == "hf":
-        raw = _complete_hf(folder, from_hf_config(raw, folder))
-    return _config_of(folder, raw, overrides or {})
+    try:
+        if flavour_of(folder, raw) == "hf":
+            raw = _complete_hf(folder, from_hf_config(raw, folder))
+        return _config_of(raw, overrides or {})
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'config.json'}: {error}") from error
+    except (StrictDataclassError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not a usable config: {_first_line(error)}") from error
 
 
-def _config_of(folder: Path, raw: dict[str, Any], overrides: Mapping[str, Any]) -> InternVLChatConfig:
+def _config_of(raw: dict[str, Any], overrides: Mapping[str, Any]) -> InternVLChatConfig:
     vision: dict[str, Any] = {}
     chat: dict[str, Any] = {}
     for key, value in overrides.items():
@@ -107,12 +112,7 @@ def _config_of(folder: Path, raw: dict[str, Any], overrides: Mapping[str, Any]) 
             legal = (*VISION_OVERRIDES, *CHAT_OVERRIDES)
             raise ConfigError(f"config override {key!r}: use one of {', '.join(legal)}" + nearest(key, legal))
     raw["vision_config"] = {**(raw.get("vision_config") or {}), **vision}
-    try:
-        return InternVLChatConfig.from_dict({**raw, **chat})
-    except ConfigError as error:
-        raise ConfigError(f"{folder / 'config.json'}: {error}") from error
-    except (StrictDataclassError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not a usable config: {_first_line(error)}") from error
+    return InternVLChatConfig.from_dict({**raw, **chat})
 
 
 def _complete_hf(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
@@ -158,6 +158,7 @@ def load_model(
     tokenizer = load_tokenizer(folder)
     config.img_context_token_id = image_token_id(tokenizer)
     _check_vocabulary(folder, config, tokenizer)
+    generation = _read_generation_config(folder)
     register_packed_attention()
     register_hf_native()
     attention = resolve_attention(attn_implementation, device)
@@ -174,8 +175,7 @@ def load_model(
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the weights cannot be loaded: {error}") from error
     set_conversions(model)
-    if (folder / "generation_config.json").is_file():
-        model.language_model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    model.language_model.generation_config = generation or model.language_model.generation_config
     _fit_image_size(model)
     if device is not None:
         nn.Module.to(model, device)
@@ -194,6 +194,16 @@ def load_weights(model: InternVLChatModel, folder: Path) -> None:
     model.load_state_dict(unfolded_state(model, found.state_dict()))
 
 
+def _read_generation_config(folder: Path) -> GenerationConfig | None:
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({_first_line(error)}); mend it or delete it") from error
+
+
 def settle_tying(config: InternVLChatConfig, stored: Mapping[str, Any]) -> None:
     """Believe the weights: some releases say tied in llm_config and carry an output layer of their own."""
     heads = ("language_model.lm_head.weight", "language_model.output.weight", "lm_head.weight")
@@ -205,8 +215,7 @@ def settle_tying(config: InternVLChatConfig, stored: Mapping[str, Any]) -> None:
 def _check_vocabulary(folder: Path, config: InternVLChatConfig, tokenizer: Any) -> None:
     """Raise CheckpointError if a token has no row in the embedding: tokenizer and weights are not a pair."""
     rows = config.llm_config.vocab_size
-    # <video>: transformers' processor wants the HF-native layout to name it; nothing here ever writes it.
-    beyond = [name for name, number in tokenizer.get_vocab().items() if number >= rows and name != "<video>"]
+    beyond = [name for name, number in tokenizer.get_vocab().items() if number >= rows]
     if beyond:
         shown = IMG_CONTEXT if IMG_CONTEXT in beyond else beyond[0]
         raise CheckpointError(
@@ -220,11 +229,8 @@ def _fit_image_size(model: InternVLChatModel) -> None:
     wanted, have = model.config.image_size, model.config.vision_config.image_size
     if wanted == have:
         return
-    if is_deepspeed_zero3_enabled():
-        # The table is partitioned. The tower interpolates at every call instead, with the same numbers.
-        logger.warning("tiles of %d pixels: the position embedding of %d is interpolated on the fly", wanted, have)
-        return
-    model.vision_model.resize_position_embeddings(wanted)
+    with gathered(model.vision_model.embeddings.position_embedding):
+        model.vision_model.resize_position_embeddings(wanted)
 
 
 def _first_line(error: BaseException) -> str:

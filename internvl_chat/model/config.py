@@ -123,19 +123,19 @@ class InternVLChatConfig(PreTrainedConfig):
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What ``save_pretrained`` writes: ``to_dict`` less the library's defaults, plus what older readers need."""
-        return _with_old_keys(super().to_diff_dict())
+        return with_old_keys(super().to_diff_dict(), "llm_config")
 
 
-def _with_old_keys(values: dict[str, Any]) -> dict[str, Any]:
-    """Add ``torch_dtype`` and ``llm_config.rope_theta`` / ``rope_scaling`` / ``architectures`` to a config dict.
+def with_old_keys(values: dict[str, Any], llm_key: str) -> dict[str, Any]:
+    """Add ``torch_dtype`` and the language model's ``rope_theta`` / ``rope_scaling`` / ``architectures`` to a config.
 
     Readers before transformers 5 know only these; without them they assume theta 10000 and compute wrong logits, or
     cannot tell which language model it is.
     """
-    for part in (values, values.get("vision_config"), values.get("llm_config")):
+    for part in (values, values.get("vision_config"), values.get(llm_key)):
         if isinstance(part, dict) and part.get("dtype") is not None:
             part["torch_dtype"] = part["dtype"]
-    llm = values.get("llm_config")
+    llm = values.get(llm_key)
     if not isinstance(llm, dict):
         return values
     if not llm.get("architectures") and llm.get("model_type") in LLMS:
@@ -143,7 +143,9 @@ def _with_old_keys(values: dict[str, Any]) -> dict[str, Any]:
     rope = llm.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
         llm["rope_theta"] = rope["rope_theta"]
-        llm["rope_scaling"] = _old_rope_scaling(llm.get("model_type", ""), rope)
+        # The names of the modelling code that travels with the original layout, or of transformers itself.
+        renamed = llm.get("model_type", "") if llm_key == "llm_config" else ""
+        llm["rope_scaling"] = _old_rope_scaling(renamed, rope)
     return values
 
 

@@ -176,6 +176,11 @@ def from_hf_config(raw: Mapping[str, Any], folder: Any = "") -> dict[str, Any]:
     layer = hf.vision_feature_layer
     if not isinstance(layer, int):
         raise CheckpointError(f"{folder}: vision_feature_layer {layer}: only one layer can feed the projector")
+    if hf.vision_feature_select_strategy != "default":
+        raise CheckpointError(
+            f"{folder}: vision_feature_select_strategy {hf.vision_feature_select_strategy!r}: only 'default' is "
+            "supported, for the class token has no place in the grid"
+        )
     if len(set(vision.image_size)) > 1 or len(set(vision.patch_size)) > 1:
         raise CheckpointError(
             f"{folder}: tiles of {vision.image_size} and patches of {vision.patch_size} must be square"
@@ -221,8 +226,7 @@ def from_hf_config(raw: Mapping[str, Any], folder: Any = "") -> dict[str, Any]:
         "dtype": raw.get("dtype", raw.get("torch_dtype")),
         "architectures": ["InternVLChatModel"],
     }
-    unknown = {name: value for name, value in kept.items() if name in _KEPT_FIELDS}
-    return {**values, **unknown}
+    return {**values, **{name: value for name, value in kept.items() if name in _KEPT_FIELDS}}
 
 
 def statistics_name(mean: Any, std: Any) -> str | None:

@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from internvl_chat.errors import CheckpointError, ConfigError, nearest
-from internvl_chat.model.adapter import ORIGIN, Origin, read_origin
+from internvl_chat.model.adapter import ORIGIN, Origin
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.layout import ADAPTER_FILE
 from internvl_chat.model.token_rows import add_token_rows, fold_token_rows, is_token_row, token_row_ids
@@ -151,7 +152,11 @@ def trained_state(model: PeftModel, state: Mapping[str, Tensor] | None = None) -
     """All that trains, under peft's names on disk. ``state``: gathered weights, if the model does not hold them."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     source: Mapping[str, Tensor] = trained if state is None else state
-    return {name.replace(f"{_ADAPTER}.", "."): source[name].detach().cpu().contiguous() for name in trained}
+    found = {name.replace(f"{_ADAPTER}.", "."): source[name].detach().cpu().contiguous() for name in trained}
+    for tied, name in unwrap(model).all_tied_weights_keys.items():
+        if _PREFIX + name in found:  # peft knows nothing of tying and would take one of the two for the old one
+            found[_PREFIX + tied] = found[_PREFIX + name].clone()
+    return found
 
 
 def save_adapter(model: PeftModel, folder: Path, origin: Origin, state: Mapping[str, Tensor] | None = None) -> None:
@@ -169,7 +174,7 @@ def save_adapter(model: PeftModel, folder: Path, origin: Origin, state: Mapping[
     }
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     _write_json(folder / ADAPTER_FILE, plain)
-    own = {"base": str(origin.base.resolve()), "overrides": origin.overrides}
+    own = {"base": str(origin.base.resolve()), "fingerprint": origin.fingerprint, "overrides": origin.overrides}
     _write_json(folder / ORIGIN, {**own, "new_token_ids": token_row_ids(model)})
     (folder / WEIGHTS).chmod((folder / ORIGIN).stat().st_mode)
 
@@ -180,7 +185,7 @@ def full_modules(names: Mapping[str, Any]) -> list[str]:
     for name in (name.removeprefix(_PREFIX) for name in names if not is_adapter_weight(name)):
         if is_token_row(name):
             continue  # peft has no place for these; ``apply_adapter`` has
-        layer = re.match(r"vision_model\.encoder\.layers\.\d+", name)
+        layer = re.match(r"vision_model\.(encoder\.layers\.\d+|embeddings)", name)
         if name.startswith("mlp1."):
             found.add("mlp1")
         elif layer is not None:
@@ -213,6 +218,8 @@ def read_trained(model: PeftModel, folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged or cut off ({error}); copy it again") from error
     targets = _on_disk_names(model)
     wanted = {name for name, parameter in targets.items() if parameter.requires_grad}
+    tied = {_PREFIX + name for name in unwrap(model).all_tied_weights_keys}
+    found = {name: tensor for name, tensor in found.items() if name in targets or name not in tied}
     missing, unexpected = sorted(wanted - found.keys()), sorted(found.keys() - targets.keys())
     shapes = [n for n in found.keys() & targets.keys() if tuple(found[n].shape) != _shape(targets[n])]
     if missing or unexpected or shapes:
@@ -229,28 +236,6 @@ def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def check_checkpoint(model: nn.Module, folder: Path, origin: Origin) -> None:
-    """Raise CheckpointError unless a checkpoint can go on in ``model``: both with LoRA or both without, on one base.
-
-    Frozen weights are not in the checkpoint of an adapter, so they must be those that it was trained beside.
-    """
-    adapter = (folder / ADAPTER_FILE).is_file()
-    if adapter != isinstance(model, PeftModel):
-        found, now = ("with LoRA", "without") if adapter else ("without LoRA", "with it")
-        raise CheckpointError(
-            f"{folder} is of a run {found}, this one is {now}: resume with the flags it was made with"
-        )
-    if not isinstance(model, PeftModel):
-        return
-    read_trained(model, folder)
-    base = read_origin(folder).base
-    if base.resolve() != origin.base.resolve():
-        raise CheckpointError(
-            f"{folder} was trained on {base}, this run starts from {origin.base}: resume with the same model, or merge "
-            f"first: internvl merge-lora {folder} OUT"
-        )
-
-
 def apply_adapter(model: InternVLChatModel, folder: Path, new_token_ids: tuple[int, ...] = ()) -> InternVLChatModel:
     """The base model with the adapter merged into its weights, in the dtype that they have. Raises CheckpointError."""
     values = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
@@ -263,7 +248,15 @@ def apply_adapter(model: InternVLChatModel, folder: Path, new_token_ids: tuple[i
     if new_token_ids:
         add_token_rows(model, new_token_ids)
     load_trained(wrapped, folder)
-    merged = unwrap(wrapped.merge_and_unload(safe_merge=True))
+    for module in list(wrapped.modules()):
+        if isinstance(module, LoraLayer):
+            # In float32, one matrix at a time: DoRA's norms would otherwise carry the rounding of the base.
+            layer: Any = module
+            dtype = layer.get_base_layer().weight.dtype
+            layer.float()
+            layer.merge(safe_merge=True)
+            layer.to(dtype)
+    merged = unwrap(wrapped.unload())
     fold_token_rows(merged)
     return merged
 

@@ -21,7 +21,7 @@ from internvl_chat.log import get_logger
 from internvl_chat.model.build import read_config_file
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.config import InternVisionConfig, InternVLChatConfig
-from internvl_chat.model.layout import is_hf_native, read_bin, stored_tensors
+from internvl_chat.model.layout import fingerprint, is_hf_native, read_bin, stored_tensors
 from internvl_chat.model.llm import llm_spec, register_language_models
 from internvl_chat.model.projector import build_projector, merge_factor
 from internvl_chat.model.save import save_model_folder
@@ -44,39 +44,46 @@ class Parts:
     seed: int = 0
 
     def record(self) -> dict[str, Any]:
-        """All that the result depends on, as JSON values; files by name, size and time of change."""
-        paths = {"vision": self.vision, "llm": self.llm, **({} if self.mlp is None else {"mlp": self.mlp})}
-        return {**asdict(self), **{name: [str(path), _files(path)] for name, path in paths.items()}}
+        """All that the result depends on, as JSON values; weights by their fingerprint, wherever they lie."""
+        paths = {"vision": self.vision, "llm": self.llm, "mlp": self.mlp}
+        values = {**asdict(self), **{name: path and fingerprint(path) for name, path in paths.items()}}
+        return dict(json.loads(json.dumps(values)))
 
 
-def _files(path: Path) -> list[list[Any]]:
-    found = sorted(file for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file())
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in found]
-
-
-def assemble(parts: Parts, out: Path) -> Path:
+def assemble(parts: Parts, out: Path, keep: bool = False) -> Path:
     """Build the model and write it to ``out``; an ``out`` that holds just this build already is kept.
+
+    With ``keep`` an ``out`` that holds another build is an error: something goes on from it.
 
     The tower is cut to the layers that ``select_layer`` lets run. The nine special tokens (and ``new_tokens``) are
     added where the tokenizer lacks them; their rows, in embedding and output layer, start as the mean of the others.
     Not for use while transformers loads models in ZeRO-3 pieces. Raises CheckpointError for parts that cannot be read
     or do not fit together, ConfigError for settings.
     """
-    wanted = json.loads(json.dumps(parts.record()))
-    if added_tokens(out) is not None and _read_record(out)["parts"] == wanted:
-        log.info("%s: built before from the same parts, taken as it is", out)
-        return out
-    vision = load_vision(parts.vision)
-    llm = load_llm(parts.llm)
-    _match_dtype(vision, llm)
-    select_layer = int(parts.settings.get("select_layer", -1))
-    cut_tower(vision, select_layer)
+    wanted = parts.record()
+    if (out / RECORD).is_file():
+        built = _read_record(out)["parts"]
+        changed = [name for name in sorted(wanted.keys() | built.keys()) if wanted.get(name) != built.get(name)]
+        if not changed:
+            log.info("%s: built before from the same parts, taken as it is", out)
+            return out
+        if keep:
+            raise CheckpointError(
+                f"{out} was built from other parts ({', '.join(changed)} changed), and this run goes on from it; give "
+                "the same parts and flags, choose another --output_dir, or start again with --overwrite_output_dir True"
+            )
+    check_llm(parts.llm)
     tokenizer = load_tokenizer(parts.llm)
     added = add_special_tokens(tokenizer, parts.new_tokens)
-    if added:
-        grow_vocabulary(llm, len(tokenizer), added)
+    vision = load_vision(parts.vision)
+    cut_tower(vision, int(parts.settings.get("select_layer", -1)))
     size = parts.settings.get("force_image_size") or vision.config.image_size
     check_image_size(size, vision.config.patch_size, parts.settings.get("downsample_ratio", 0.5))
+    llm = load_llm(parts.llm)
+    _match_dtype(vision, llm)
+    untie(llm)
+    if added:
+        grow_vocabulary(llm, len(tokenizer), added)
     if size != vision.config.image_size:
         vision.resize_position_embeddings(size)  # before compose, which copies the tower's config
     model = compose(vision, llm, parts)
@@ -122,7 +129,7 @@ def compose(vision: nn.Module, llm: PreTrainedModel, parts: Parts) -> InternVLCh
     }
     config = InternVLChatConfig(
         vision_config=vision.config.to_dict(),  # type: ignore[operator,union-attr]
-        llm_config=llm.config.to_dict(),
+        llm_config={name: value for name, value in llm.config.to_dict().items() if name != "_name_or_path"},
         tie_word_embeddings=bool(llm.config.tie_word_embeddings),
         dtype=llm.dtype,
         **values,
@@ -140,8 +147,6 @@ def compose(vision: nn.Module, llm: PreTrainedModel, parts: Parts) -> InternVLCh
         load_projector(model.mlp1, parts.mlp)
     model.mlp1.to(llm.dtype)
     model.set_output_embeddings(llm.get_output_embeddings())
-    if llm.config.tie_word_embeddings:
-        model.tie_weights()
     return model
 
 
@@ -162,14 +167,19 @@ def load_vision(path: Path) -> Any:
     return model
 
 
-def load_llm(path: Path) -> PreTrainedModel:
-    """Language model of its own folder, in the dtype it is stored in. Raises CheckpointError, ConfigError."""
-    register_language_models()
+def check_llm(path: Path) -> None:
+    """Raise CheckpointError or ConfigError unless the folder is a language model of a kind that is supported."""
     raw = read_config_file(path)
     if raw.get("model_type") in (InternVLChatConfig.model_type, "internvl"):
         raise CheckpointError(f"{path}: this is a whole chat model; as --llm_path give a language model alone")
     llm_spec(str(raw.get("model_type")))
     stored_tensors(path)  # missing or damaged files have their own words
+
+
+def load_llm(path: Path) -> PreTrainedModel:
+    """Language model of its own folder, in the dtype it is stored in. Raises CheckpointError, ConfigError."""
+    register_language_models()
+    check_llm(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -204,6 +214,19 @@ def load_projector(mlp1: nn.Module, path: Path) -> None:
             f"{shapes}; leave --mlp_path out to start with a fresh one"
         )
     mlp1.load_state_dict(state)
+
+
+def untie(llm: PreTrainedModel) -> None:
+    """Give a tied language model an output layer of its own, as all releases have one.
+
+    Readers of the original layout take it so whatever its config says, and would start with a random one.
+    """
+    if not llm.config.tie_word_embeddings:
+        return
+    llm.config.tie_word_embeddings = False
+    head: Any = llm.get_output_embeddings()
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    llm.all_tied_weights_keys = {}
 
 
 def grow_vocabulary(llm: PreTrainedModel, size: int, added: int) -> None:
@@ -270,7 +293,10 @@ def _match_dtype(vision: nn.Module, llm: PreTrainedModel) -> None:
 
 def read_new_tokens(path: Path) -> tuple[str, ...]:
     """Tokens of a text file, one per line, in order. Raises ConfigError for blank lines and repetitions."""
-    lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--new_tokens {path}: not a readable text file ({error})") from error
     for number, line in enumerate(lines, 1):
         if not line.strip() or line in lines[: number - 1]:
             raise ConfigError(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from internvl_chat.constants import IMAGE_STATISTICS, IMG_CONTEXT, IMG_END, IMG_START
 from internvl_chat.model.chat import InternVLChatModel
-from internvl_chat.model.config import InternVLChatConfig
+from internvl_chat.model.config import InternVLChatConfig, with_old_keys
 from internvl_chat.model.hf_native import to_hf_config, to_hf_tensors
 from internvl_chat.model.layout import original_tensors, set_conversions
 from internvl_chat.model.llm import llm_spec
@@ -87,6 +87,8 @@ def save_hf_folder(
         tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     _save_shards(to_hf_tensors(tensors), folder, max_shard_size)
     config.save_pretrained(folder)
+    path = folder / "config.json"
+    _write_json(path, with_old_keys(json.loads(path.read_text(encoding="utf-8")), "text_config"))
     names = {"start_image_token": IMG_START, "end_image_token": IMG_END, "context_image_token": IMG_CONTEXT}
     save_tokenizer(tokenizer, folder)
     _add_to_json(
@@ -137,6 +139,8 @@ def save_generation_config(
         eos_token_id=list(dict.fromkeys(i for i in stops if i is not None)) or None,
         pad_token_id=tokenizer.pad_token_id,
     )
+    # Else older readers would make it anew from the model's config, which knows fewer stop ids.
+    generation._from_model_config = False
     generation.save_pretrained(folder)
 
 

@@ -7,7 +7,6 @@ optimizer state exist for these rows alone, and whoever reads ``weight`` sees th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from internvl_chat.model.chat import InternVLChatModel
+from internvl_chat.model.zero3 import gathered
 
 _ROWS = "parametrizations.weight.0.rows"
 _ORIGINAL = "parametrizations.weight.original"
@@ -55,20 +55,11 @@ def _register(layer: Any, ids: tuple[int, ...], rows: TokenRows | None) -> Token
     weight = layer.weight
     place = torch.tensor(ids, device=weight.device)
     if rows is None:
-        with _gathered(weight):
+        with gathered(weight):
             rows = TokenRows(place, weight.detach()[place].clone())
     # unsafe: no trial run, which a weight in ZeRO-3 pieces would fail.
     parametrize.register_parametrization(layer, "weight", rows, unsafe=True)
     return rows
-
-
-def _gathered(weight: Tensor) -> Any:
-    """The whole weight on every rank for the length of the block, if it is in ZeRO-3 pieces."""
-    if not hasattr(weight, "ds_id"):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([weight])
 
 
 def fold_token_rows(model: InternVLChatModel) -> None:

@@ -59,7 +59,7 @@ def load_tokenizer(path: str | Path) -> Any:
         raise CheckpointError(f"{folder}: no such folder")
     try:
         if (folder / "tokenizer.json").is_file():
-            tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, **_unnamed(folder))
         elif (folder / "tokenizer.model").is_file():
             tokenizer = _load_sentencepiece(folder)
         else:
@@ -76,6 +76,12 @@ def load_tokenizer(path: str | Path) -> Any:
             f"{folder}: {type(tokenizer).__name__} has no tokenizer.json form. The folder needs {FORMS}"
         )
     return tokenizer
+
+
+def _unnamed(folder: Path) -> dict[str, Any]:
+    """Without the names that the HF-native layout gives to tokens: one, ``<video>``, has no row in the model."""
+    named = _read_json(folder / "tokenizer_config.json").get("extra_special_tokens")
+    return {"extra_special_tokens": []} if isinstance(named, dict) else {}
 
 
 def image_token_id(tokenizer: Any) -> int:
@@ -116,8 +122,7 @@ def save_tokenizer(tokenizer: Any, folder: str | Path, source: str | Path | None
     folder = Path(folder)
     tokenizer.save_pretrained(folder)
     _write_for_old_readers(folder / "tokenizer_config.json")
-    # Nothing else is copied: whoever reads vocab.json and merges.txt reads tokenizer.json too, and an
-    # added_tokens.json of the source lacks the tokens that were added since.
+    # Nothing else: who reads vocab.json reads tokenizer.json too, and added_tokens.json lacks what was added since.
     model = None if source is None else Path(source) / "tokenizer.model"
     if model is None or not model.is_file() or model.resolve() == (folder / "tokenizer.model").resolve():
         return
@@ -315,8 +320,10 @@ def _write_for_old_readers(path: Path) -> None:
     values = json.loads(path.read_text(encoding="utf-8"))
     if values.get("tokenizer_class") == "TokenizersBackend":
         values["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(values.get("extra_special_tokens"), list):
-        values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    if isinstance(values.get("extra_special_tokens"), list) and (extra := values.pop("extra_special_tokens")):
+        values["additional_special_tokens"] = extra
+    for name in ("processor_class", "is_local", "local_files_only"):
+        values.pop(name, None)  # where it came from and how it was loaded
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

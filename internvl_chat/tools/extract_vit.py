@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from internvl_chat.errors import CheckpointError
+from internvl_chat.errors import CheckpointError, ConfigError
 from internvl_chat.tools.card import CARD, write_card
 from internvl_chat.tools.proof import add_dtype, add_folders, check_dtype, fresh_folder
 
@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     pixels = torch.randn(1, 3, *[tower.config.image_size] * 2, generator=torch.Generator().manual_seed(0))
     pixels = pixels.to(tower.dtype)
     layer = -1 if args.select_layer is None else args.select_layer
+    if not -tower.config.num_hidden_layers <= layer <= tower.config.num_hidden_layers or layer == 0:
+        raise ConfigError(f"--select_layer {layer}: the tower has {tower.config.num_hidden_layers} layers")
     with torch.inference_mode():
         expected = tower(pixels, select_layer=layer).last_hidden_state
     cut_tower(tower, layer)

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     step = old.vision_config.patch_size * merge_factor(old.downsample_ratio)
     if size < step or size % step:
         raise ConfigError(f"--image_size {size}: must be a multiple of {step}, the pixels that make one image token")
-    before = load_model(source, dtype)
+    before = load_model(source, dtype, config_overrides={"force_image_size": old.vision_config.image_size})
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(before.dtype)
     with torch.inference_mode():
         on_the_fly = before.vision_model(pixels).last_hidden_state

@@ -12,7 +12,8 @@ from internvl_chat.model.merge import load_merged
 from internvl_chat.train import dist
 from internvl_chat.train.folder import write_folder
 from internvl_chat.train.source import whole_models
-from internvl_chat.train.trainer import ADAPTER, InternVLTrainer
+from internvl_chat.train.state import ADAPTER
+from internvl_chat.train.trainer import InternVLTrainer
 
 log = get_logger(__name__)
 

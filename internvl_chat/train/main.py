@@ -17,12 +17,19 @@ from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.faults import Ledger, TooManyFaults
 from internvl_chat.data.loader import MicroBatches, Place
 from internvl_chat.log import get_logger, setup_logging
-from internvl_chat.model.lora import check_checkpoint, unwrap
+from internvl_chat.model.lora import unwrap
 from internvl_chat.model.tune import Tuning, assert_trainable, describe_layers, format_table, trainable_table
 from internvl_chat.train import dist, setup, state
 from internvl_chat.train.callbacks import JsonLinesLog, ShortBar, ShortLines, TrainableText, TrueEpoch
 from internvl_chat.train.finish import finish
-from internvl_chat.train.source import ModelSource, build_model, find_source, tuning_of
+from internvl_chat.train.source import (
+    ModelSource,
+    build_model,
+    find_source,
+    learning_rates,
+    run_identity,
+    tuning_of,
+)
 from internvl_chat.train.trainer import InternVLTrainer
 
 log = get_logger(__name__)
@@ -37,23 +44,23 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
     )
     if model_args.model_name_or_path is not None:
         state.check_model_survives(output_dir, Path(model_args.model_name_or_path), not resume)
-    source = find_source(model_args, data_args, args)
+    source = find_source(model_args, data_args, args, keep=resume is not None)
     tuning = tuning_of(model_args, source)
+    rates = learning_rates(model_args)
+    identity = run_identity(source, tuning, rates)
     try:
         batches = _prepare_data(source, data_args, args, resume[1].step if resume else None)
     except TooManyFaults as error:
         if dist.rank() == 0:
             Ledger(output_dir / "faults.jsonl").rewrite(error.records)
         raise
-    now = setup.data_state(batches, step=0)
+    now = setup.data_state(batches, 0, identity)
     dist.check_agreement("data", now.plan, "are all pictures and annotations visible on every node?")
     if resume:
         state.check_same_run(*resume, now)
 
     set_seed(args.seed)
     model = _prepare_model(source, model_args, args, tuning)
-    if resume:
-        check_checkpoint(model, resume[0], source.origin)
     if dist.rank() == 0:
         # Only now: nothing of an old run is deleted for a new one that could not have started.
         _tidy_output_dir(output_dir, args.overwrite_output_dir, batches, resume is not None)
@@ -64,7 +71,8 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
         args,
         batches,
         source=source,
-        learning_rates={"vision_model": model_args.vit_lr, "mlp1": model_args.mlp_lr},
+        identity=identity,
+        learning_rates=rates,
         loss_reduction=data_args.loss_reduction,
         ledger=Ledger(output_dir / (f"faults.rank{rank}.jsonl" if rank else "faults.jsonl")),
         max_faults=int(data_args.max_fault_share * len(batches.corpus)),

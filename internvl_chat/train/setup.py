@@ -82,8 +82,9 @@ def _plan_id(corpus: Corpus, schedule: Schedule) -> str:
     return hashlib.sha256(json.dumps([data, sizes, asdict(schedule.settings)]).encode()).hexdigest()[:16]
 
 
-def data_state(batches: MicroBatches, step: int) -> DataState:
+def data_state(batches: MicroBatches, step: int, model: dict[str, Any]) -> DataState:
     """What a run that is resumed after ``step`` must share with this one."""
     settings = batches.schedule.settings
     plan = _plan_id(batches.corpus, batches.schedule)
-    return DataState(step, settings.seed, settings.packs_per_step, plan, batches.num_steps, batches.place.world_size)
+    place = batches.place
+    return DataState(step, settings.seed, settings.packs_per_step, plan, batches.num_steps, place.world_size, model)

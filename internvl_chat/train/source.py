@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,19 @@ from transformers.utils import is_bitsandbytes_available
 from internvl_chat.config.data import DataArguments
 from internvl_chat.config.model import ModelArguments
 from internvl_chat.config.train import TrainArguments
-from internvl_chat.data.template import template_of
+from internvl_chat.data.template import get_template, template_of
 from internvl_chat.errors import ConfigError
 from internvl_chat.model.adapter import Origin
 from internvl_chat.model.build import load_config, load_model
 from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.model.hub import find_folder
+from internvl_chat.model.layout import fingerprint
 from internvl_chat.model.lora import LoraOptions
 from internvl_chat.model.parts import Parts, added_tokens, assemble, check_image_size, read_new_tokens
 from internvl_chat.model.tokenizer import load_tokenizer
 from internvl_chat.model.tune import Tuning, apply_tuning
 from internvl_chat.train import dist
+from internvl_chat.train.state import ADAPTER
 
 BUILT = "assembled"
 # Flags that name a field of config.json otherwise than the config does.
@@ -51,12 +53,13 @@ class ModelSource:
     overrides: dict[str, Any]
     config: InternVLChatConfig
     tokenizer: Any
+    fingerprint: str
     new_token_ids: tuple[int, ...] = ()
 
     @property
     def origin(self) -> Origin:
         """What an adapter trained on this model has to know."""
-        return Origin(self.folder, self.overrides)
+        return Origin(self.folder, self.overrides, self.new_token_ids, self.fingerprint)
 
 
 def checkpoint_overrides(model: ModelArguments, data: DataArguments) -> dict[str, Any]:
@@ -67,13 +70,16 @@ def checkpoint_overrides(model: ModelArguments, data: DataArguments) -> dict[str
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def find_source(model: ModelArguments, data: DataArguments, args: TrainArguments) -> ModelSource:
-    """Read config and tokenizer; parts are built first, by rank 0. Raises ConfigError, CheckpointError."""
+def find_source(model: ModelArguments, data: DataArguments, args: TrainArguments, keep: bool) -> ModelSource:
+    """Read config and tokenizer; parts are built first, by rank 0. Raises ConfigError, CheckpointError.
+
+    ``keep``: what was built before must not be built anew, for a run goes on from it.
+    """
     overrides = checkpoint_overrides(model, data)
     if model.vision_path is None:
         folder = _found(model.model_name_or_path)
     else:
-        folder = _build(model, data, args, overrides)
+        folder = _build(model, data, args, overrides, keep)
         overrides = {"drop_path_rate": model.drop_path_rate}  # all else is in the folder that was built
     config = load_config(folder, overrides)
     if data.down_sample_ratio is not None and data.down_sample_ratio != config.downsample_ratio:
@@ -86,7 +92,7 @@ def find_source(model: ModelArguments, data: DataArguments, args: TrainArguments
     new = tuple(added_tokens(folder) or ()) if model.train_new_tokens else ()
     if model.train_new_tokens and not new:
         raise ConfigError("--train_new_tokens True: building from these parts added no tokens; leave the flag out")
-    return ModelSource(folder, overrides, config, load_tokenizer(folder), new)
+    return ModelSource(folder, overrides, config, load_tokenizer(folder), fingerprint(folder), new)
 
 
 def _found(name: str | None) -> Path:
@@ -95,11 +101,15 @@ def _found(name: str | None) -> Path:
         return find_folder(str(name))
 
 
-def _build(model: ModelArguments, data: DataArguments, args: TrainArguments, overrides: dict[str, Any]) -> Path:
+def _build(
+    model: ModelArguments, data: DataArguments, args: TrainArguments, overrides: dict[str, Any], keep: bool
+) -> Path:
     """The folder built from parts, below the output folder; on a resumed run it is there already."""
+    get_template(str(data.conv_style))  # before gigabytes are read
     settings = {name: value for name, value in overrides.items() if name != "drop_path_rate"}
     # Fine-tuned models of this family since 1.5 have these; the class defaults are those of the first releases.
     settings |= {"downsample_ratio": data.down_sample_ratio or 0.5, "ps_version": model.ps_version or "v2"}
+    settings.setdefault("max_dynamic_patch", 12)
     parts = Parts(
         vision=_found(model.vision_path).resolve(),
         llm=_found(model.llm_path).resolve(),
@@ -108,8 +118,11 @@ def _build(model: ModelArguments, data: DataArguments, args: TrainArguments, ove
         settings=settings,
         seed=args.seed,
     )
+    out = Path(str(args.output_dir)) / BUILT
+    # An adapter without checkpoints was trained on it, too.
+    keep |= (out.parent / ADAPTER).exists() and not args.overwrite_output_dir
     with whole_models(args):
-        return dist.decide_on_main(lambda: assemble(parts, Path(str(args.output_dir)) / BUILT))
+        return dist.decide_on_main(lambda: assemble(parts, out, keep))
 
 
 @contextmanager
@@ -124,6 +137,21 @@ def whole_models(args: TrainingArguments) -> Iterator[None]:
         yield
     finally:
         set_hf_deepspeed_config(config)
+
+
+def learning_rates(model: ModelArguments) -> dict[str, float | None]:
+    """Part of the model -> its own learning rate, if it has one."""
+    return {"vision_model": model.vit_lr, "mlp1": model.mlp_lr}
+
+
+def run_identity(source: ModelSource, tuning: Tuning, rates: dict[str, float | None]) -> dict[str, Any]:
+    """What a run must share with the checkpoint that it goes on from, beside the data.
+
+    The base belongs to it where checkpoints hold adapters only: its weights are what the adapter was trained beside.
+    """
+    overrides = {name: value for name, value in source.overrides.items() if name != "drop_path_rate"}
+    base = {"base": source.fingerprint} if tuning.lora else {}
+    return {"config": overrides, "trains": asdict(tuning), "learning_rates": dict(rates), **base}
 
 
 def tuning_of(model: ModelArguments, source: ModelSource) -> Tuning:

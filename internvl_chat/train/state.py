@@ -10,8 +10,10 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from internvl_chat.errors import CheckpointError, ConfigError
 from internvl_chat.log import get_logger
@@ -20,6 +22,8 @@ log = get_logger(__name__)
 
 MARKER = "internvl_state.json"
 SAVING = "internvl_saving.json"
+# Folder of the trained adapter, in the output folder.
+ADAPTER = "adapter"
 _NAME = re.compile(r"checkpoint-(\d+)$")
 # Set by SLURM and torchrun when they start the same job again.
 _RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
@@ -27,7 +31,10 @@ _RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 @dataclass(frozen=True)
 class DataState:
-    """All that the data need to go on: the step, and what the plan and the schedule depend on."""
+    """All that a run needs to go on: the step, and what plan, schedule and the meaning of the weights depend on.
+
+    ``model``: settings of the model and of what trains, nested, as JSON values.
+    """
 
     step: int
     seed: int
@@ -35,6 +42,7 @@ class DataState:
     plan: str
     num_steps: int
     world_size: int
+    model: dict[str, Any] = field(default_factory=dict)
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -107,7 +115,7 @@ def find_resume(output_dir: Path, overwrite: bool, requested: str | None) -> tup
 
 def _refuse_foreign(output_dir: Path) -> None:
     foreign = [path.name for path in checkpoints(output_dir) if not (path / SAVING).is_file()]
-    models = [name for name in ("config.json", "model.safetensors") if (output_dir / name).exists()]
+    models = [name for name in ("config.json", "model.safetensors", ADAPTER) if (output_dir / name).exists()]
     if foreign or models:
         raise ConfigError(
             f"--output_dir {output_dir} already holds {', '.join(foreign + models)}, but nothing this program can "
@@ -128,6 +136,12 @@ def check_same_run(checkpoint: Path, old: DataState, new: DataState) -> None:
             "is ranks x accumulation x batch size, plan a hash of data, tokenizer, usable lines and budgets; restore "
             "them, or start again from its weights with --model_name_or_path and a new --output_dir"
         )
+    changed = list(_differences(old.model, json.loads(json.dumps(new.model))))
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint} cannot go on in another model: {'; '.join(changed)}. Resume with the flags and the base it "
+            "was made with, or start a new run (another --output_dir) from the model that it makes"
+        )
     for name, what in (("num_steps", "the learning-rate schedule"), ("world_size", "dropout")):
         if getattr(old, name) != getattr(new, name):
             log.warning(
@@ -136,8 +150,20 @@ def check_same_run(checkpoint: Path, old: DataState, new: DataState) -> None:
             )  # fmt: skip
 
 
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """``name: then, now`` for every value that differs, at any depth."""
+    for name in sorted(old.keys() | new.keys()):
+        then, now = old.get(name), new.get(name)
+        if isinstance(then, dict) and isinstance(now, dict):
+            yield from _differences(then, now, f"{prefix}{name}.")
+        elif then != now:
+            yield f"{prefix}{name}: {then} then, {now} now"
+
+
 def check_model_survives(output_dir: Path, model: Path, fresh: bool) -> None:
-    """Raise ConfigError when a fresh start would delete the very folder it starts from."""
+    """Raise ConfigError when a run would overwrite or delete the very folder it starts from."""
+    if model.resolve() == output_dir.resolve():
+        raise ConfigError(f"--output_dir {output_dir} is the folder of the model to start from; choose another one")
     doomed = [path.resolve() for path in checkpoints(output_dir)]
     if fresh and model.resolve() in doomed:
         raise ConfigError(
@@ -153,6 +179,10 @@ def clear_old_run(output_dir: Path, overwrite: bool) -> None:
             _delete(checkpoint)
     for ledger in output_dir.glob("faults*.jsonl"):
         ledger.unlink()
+    if overwrite:  # a model or adapter of the old run must not be taken for one of this run
+        for file in (*output_dir.glob("model*.safetensors*"), output_dir / "config.json"):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(output_dir / ADAPTER, ignore_errors=True)
 
 
 def clear_unfinished(output_dir: Path) -> None:

@@ -33,18 +33,14 @@ from internvl_chat.train.folder import write_folder
 from internvl_chat.train.metrics import COLUMNS, Meter, step_counts
 from internvl_chat.train.setup import data_state
 from internvl_chat.train.source import ModelSource
-from internvl_chat.train.state import begin_saving, finish_saving, keep_newest
-
-_RATE_FLAGS = {"vit_lr": "vision_model", "mlp_lr": "mlp1"}
-# Folder of the trained adapter, in the output folder.
-ADAPTER = "adapter"
+from internvl_chat.train.state import ADAPTER, begin_saving, finish_saving, keep_newest
 
 
 class InternVLTrainer(Trainer):
     """Trains on ``MicroBatches``. ``ledger`` gets the faults found on loading (one file per rank).
 
-    ``learning_rates``: of whole parts of the model by their name in it, None = ``--learning_rate``. A model that peft
-    has wrapped is saved as an adapter.
+    ``identity``: what a run that goes on from its checkpoints must share. ``learning_rates``: of whole parts of the
+    model by their name in it, None = ``--learning_rate``. A model that peft has wrapped is saved as an adapter.
     """
 
     # The model divides by the denominator of the whole step; nothing is left to scale.
@@ -57,23 +53,25 @@ class InternVLTrainer(Trainer):
         batches: MicroBatches,
         *,
         source: ModelSource,
+        identity: dict[str, Any],
         learning_rates: Mapping[str, float | None],
         loss_reduction: str,
         ledger: Ledger,
         max_faults: int,
     ) -> None:
-        own = [f"--{flag}" for flag, rate in _RATE_FLAGS.items() if learning_rates.get(rate) is not None]
+        own = [part for part, rate in learning_rates.items() if rate is not None]
         zero = getattr(args, "hf_deepspeed_config", None)
         if own and zero is not None and "optimizer" in zero.config:
             raise ConfigError(
-                f"{', '.join(own)}: the --deepspeed configuration has an optimizer of its own, which knows one "
-                "learning rate; remove its optimizer block"
+                f"a learning rate of its own for {', '.join(own)}: the --deepspeed configuration has an optimizer, "
+                "which knows one rate; remove its optimizer block"
             )
         # Old checkpoints are deleted here, after the new one is complete, not by the library before that.
         self._keep_checkpoints, args.save_total_limit = args.save_total_limit, None
         args.max_steps = batches.num_steps
         super().__init__(model=model, args=args, train_dataset=batches, processing_class=source.tokenizer)
         self.source = source
+        self.identity = identity
         self.learning_rates = learning_rates
         self.batches = batches
         self.loss_reduction = loss_reduction
@@ -231,7 +229,7 @@ class InternVLTrainer(Trainer):
         dist.barrier()
         # With --save_only_model there is nothing to resume from, so the folder is never declared a checkpoint.
         if self.is_world_process_zero() and not self.args.save_only_model:
-            finish_saving(checkpoint, data_state(self.batches, self.state.global_step))
+            finish_saving(checkpoint, data_state(self.batches, self.state.global_step, self.identity))
             if self._keep_checkpoints:
                 keep_newest(output_dir, self._keep_checkpoints)
         dist.barrier()

@@ -58,8 +58,16 @@ def test_round_trip_over_the_hf_native_layout(tiny_folder, tmp_path, llm, vision
         config["architectures"] = None
         config.pop("_name_or_path", None)
     assert old == new
-    text = "Where is <ref>the cat</ref>?\n<img> 中文"
-    assert load_tokenizer(tmp_path / "back")(text).input_ids == tokenizer(text).input_ids
+    back = load_tokenizer(tmp_path / "back")
+    assert back.get_vocab() == tokenizer.get_vocab(), "the processor's <video> has no row in the model"
+    text = "Where is <ref>the cat</ref>?\n<img> 中文 <video>"
+    assert back(text).input_ids == tokenizer(text).input_ids
+    files = [json.loads((folder / "tokenizer_config.json").read_text()) for folder in (source, tmp_path / "back")]
+    assert files[0].keys() == files[1].keys()
+    # What readers before transformers 5 look for; without it they assume theta 10000.
+    written = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert written["text_config"]["rope_theta"] == 10000.0 and "rope_scaling" in written["text_config"]
+    assert written["torch_dtype"] == "float32"
 
 
 def test_folder_that_transformers_itself_wrote(tiny_folder, tmp_path):

@@ -45,6 +45,10 @@ def runs(tiny: Path, mixed_data: Path, tmp_path_factory: pytest.TempPathFactory)
     experts = make_tiny(root / "experts", "qwen3_moe", image_size=28, vision_hidden=32, llm_hidden=32)
     run_all([flags(experts, mixed_data, root / "one-moe", gradient_accumulation_steps=2, **exact)])
     jobs.append(flags(experts, mixed_data, root / "zero3-moe", deepspeed=root / "zero3.json", **exact))
+    # A position table of another size, beside LoRA: ZeRO-3 must train the table that the merged model has.
+    size = {"force_image_size": 56, "use_llm_lora": 4, "lora_dropout": 0.0, **exact}
+    run_all([flags(tiny, mixed_data, root / "one-size", gradient_accumulation_steps=2, **size)])
+    jobs.append(flags(tiny, mixed_data, root / "zero3-size", deepspeed=root / "zero3.json", **size))
     run_all(jobs, processes=2)
     return root
 
@@ -54,6 +58,15 @@ def runs(tiny: Path, mixed_data: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_two_processes_have_the_losses_of_one(runs: Path, stage: str) -> None:
     assert len(losses(runs / "one")) == 8
     assert losses(runs / stage) == pytest.approx(losses(runs / "one"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_tiles_of_another_size_in_zero3_are_those_of_one_process(runs: Path) -> None:
+    assert losses(runs / "zero3-size") == pytest.approx(losses(runs / "one-size"), rel=1e-5)
+    expected, found = weights(runs / "one-size"), weights(runs / "zero3-size")
+    assert found["vision_model.embeddings.position_embedding"].shape == (1, 17, 32)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.slow
