@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
 
 from internvl_chat.errors import CheckpointError
+from internvl_chat.model.adapter import Origin
 from internvl_chat.model.build import load_model
-from internvl_chat.model.layout import original_tensors
-from internvl_chat.model.merge import load_unwrapped
+from internvl_chat.model.layout import fingerprint, original_tensors
+from internvl_chat.model.lora import LoraOptions, save_adapter
+from internvl_chat.model.merge import load_merged, load_unwrapped
+from internvl_chat.model.save import save_hf_folder, save_model_folder
+from internvl_chat.model.tune import Tuning, apply_tuning
 
 IDS = torch.arange(3, 20)[None]
 
@@ -91,3 +96,72 @@ def test_half_an_adapter_is_an_error(tiny_folder, tmp_path):
     state[f"{layer}.lora_A.default.weight"] = torch.ones(4, 32)
     with pytest.raises(CheckpointError, match=r"up_proj is incomplete"):
         load_unwrapped(wrapped_folder(source, tmp_path / "w", state, use_llm_lora=4))
+
+
+LLMS = ("qwen2", "qwen3", "qwen3_moe", "llama", "phi3", "internlm2")
+BOTH = LoraOptions(llm_rank=4, vision_rank=2, dropout=0.0)
+WAYS = {
+    "both towers": Tuning(lora=BOTH),
+    "vision tower in full": Tuning(lora=LoraOptions(llm_rank=4, dropout=0.0)),
+    "language model in full": Tuning(freeze_mlp=True, lora=LoraOptions(vision_rank=2, dropout=0.0)),
+    "thawed": Tuning(
+        freeze_backbone=True, unfreeze_vit_layers=-1, unfreeze_lm_head=True, lora=LoraOptions(llm_rank=4, dropout=0.0)
+    ),
+    "dora": Tuning(lora=LoraOptions(llm_rank=4, vision_rank=4, dropout=0.0, dora=True, rslora=True)),
+}
+
+
+def trained(model, tuning, base, folder):
+    """An adapter folder whose weights are far from their start, and the wrapped model in memory."""
+    wrapped = apply_tuning(model, tuning)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    save_adapter(wrapped, folder, Origin(base, fingerprint=fingerprint(base)))
+    return wrapped.eval()
+
+
+def answer(model):
+    """Logits for a tile and some text."""
+    token = getattr(model.config, "image_token_id", None) or model.config.img_context_token_id
+    ids = torch.tensor([[1, 2, token, token, token, token, 5, 6, 7]])
+    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return model(input_ids=ids, pixel_values=pixels).logits
+
+
+@pytest.mark.parametrize("llm", LLMS)
+def test_adapter_and_merged_folders_of_every_language_model_agree(tiny_folder, tiny_model, tmp_path, llm):
+    base = tiny_folder(llm)
+    wrapped = trained(tiny_model(llm), WAYS["both towers"], base, tmp_path / "adapter")
+    merged, tokenizer = load_merged(tmp_path / "adapter", dtype=torch.float32)
+    torch.testing.assert_close(answer(merged), answer(wrapped), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(answer(merged), answer(tiny_model(llm)), atol=0.01)
+    save_model_folder(merged, tokenizer, tmp_path / "own")
+    save_hf_folder(merged, tokenizer, tmp_path / "hf")
+    assert torch.equal(answer(load_model(tmp_path / "own", torch.float32)), answer(merged))
+    native = AutoModelForImageTextToText.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    torch.testing.assert_close(answer(native), answer(merged), atol=5e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_plain_peft_loads_what_we_save(tiny_folder, tiny_model, tmp_path, way, tied):
+    base = tiny_folder("qwen2")
+    if tied:
+        if WAYS[way].unfreeze_lm_head:
+            pytest.skip("a tied output layer cannot train alone")
+        base = Path(shutil.copytree(base, tmp_path / "tied"))
+        state = load_file(base / "model.safetensors")
+        del state["language_model.lm_head.weight"]
+        save_file(state, base / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((base / "config.json").read_text())
+        config["llm_config"]["tie_word_embeddings"] = True
+        (base / "config.json").write_text(json.dumps(config))
+    wrapped = trained(load_model(base, torch.float32), WAYS[way], base, tmp_path / "adapter")
+    theirs = PeftModel.from_pretrained(load_model(base, torch.float32), tmp_path / "adapter").eval()
+    torch.testing.assert_close(answer(theirs), answer(wrapped), atol=1e-5, rtol=1e-5)
+    merged, _ = load_merged(tmp_path / "adapter", dtype=torch.float32)
+    torch.testing.assert_close(answer(merged), answer(wrapped), atol=1e-5, rtol=1e-5)

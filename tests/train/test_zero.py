@@ -66,7 +66,7 @@ def test_tiles_of_another_size_in_zero3_are_those_of_one_process(runs: Path) -> 
     expected, found = weights(runs / "one-size"), weights(runs / "zero3-size")
     assert found["vision_model.embeddings.position_embedding"].shape == (1, 17, 32)
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=2e-4)
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow
