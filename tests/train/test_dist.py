@@ -53,8 +53,8 @@ def test_two_ranks_answer_alike(tmp_path: Path) -> None:
     done = subprocess.run(
         [*command, str(tmp_path / "worker.py")], capture_output=True, text=True, env=environment(), timeout=120
     )
-    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
-    assert results == ["RESULT ['answer', 'no', True, [2.0, 1.0], 3]"] * 2, done.stderr[-3000:]
+    # The two write to one pipe; their lines may run together.
+    assert done.stdout.count("['answer', 'no', True, [2.0, 1.0], 3]") == 2, done.stdout + done.stderr[-3000:]
 
 
 def test_tasks_without_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ from internvl_chat.data.tokens import Encoder
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.model.tokenizer import load_tokenizer
+from internvl_chat.train.source import ModelSource
 from internvl_chat.train.trainer import InternVLTrainer
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -128,7 +129,9 @@ def run_steps(tmp_path: Path, defects: bool) -> list[float]:
         model,
         args,
         GoldenBatches(maker, schedule, defects),
-        tokenizer=tokenizer,
+        source=ModelSource(GOLDENS, {}, model.config, tokenizer, fingerprint=""),
+        identity={},
+        learning_rates={},
         loss_reduction="token",
         ledger=Ledger(None),
         max_faults=0,
