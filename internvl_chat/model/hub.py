@@ -24,7 +24,8 @@ def find_folder(name: str | Path) -> Path:
     folder = Path(name).expanduser()
     if folder.exists():
         return folder
-    if not _NAME.fullmatch(str(name)):
+    # A name on the hub looks like a path of two parts; where the first of them is a folder here, a path was meant.
+    if not _NAME.fullmatch(str(name)) or folder.parent.is_dir():
         raise CheckpointError(f"{name}: no such folder; check the path")
     try:
         return Path(snapshot_download(str(name), allow_patterns=_FILES))

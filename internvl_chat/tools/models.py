@@ -131,7 +131,7 @@ def _facts(one: Release) -> Iterator[tuple[str, str]]:
         published = ", ".join(f"{part} {value}" for part, value in one.published.items())
         yield "published", published + (" (of another model, see the note)" if one.published_is_wrong else "")
     yield "weights", ", ".join(_weights(one)) or UNKNOWN
-    yield "download", UNKNOWN if one.download_gb is None else f"{one.download_gb:g} GB as published"
+    yield "published size", UNKNOWN if one.download_gb is None else f"{one.download_gb:g} GB"
     top = {key: value for key, value in one.config.items() if not isinstance(value, dict)}
     for part, values in (("config", top), *((key, one.config[key]) for key in ("vision_config", "llm_config"))):
         text = ", ".join(f"{key} {json.dumps(value)}{_mark(one, f'{part}.{key}')}" for key, value in values.items())

@@ -58,6 +58,8 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
     dist.check_agreement("data", now.plan, "are all pictures and annotations visible on every node?")
     if resume:
         state.check_same_run(*resume, now)
+        if batches.first_step == batches.num_steps:
+            log.info("nothing left to train: this run has ended; for more raise --num_train_epochs")
 
     set_seed(args.seed)
     model = _prepare_model(source, model_args, args, tuning)
@@ -127,8 +129,6 @@ def _prepare_data(
         len(corpus),
         f", resuming after step {first_step}" if resume_step is not None else "",
     )
-    if first_step == num_steps:
-        log.info("nothing left to train: step %d is the end of this run; for more raise --num_train_epochs", num_steps)
     place = Place(dist.rank(), dist.world_size(), args.gradient_accumulation_steps)
     return MicroBatches(corpus, schedule, place, first_step, num_steps, source.tokenizer.pad_token_id or 0)
 

@@ -19,6 +19,7 @@ from internvl_chat.config.model import ModelArguments
 from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.template import get_template, template_of
 from internvl_chat.errors import ConfigError
+from internvl_chat.log import get_logger
 from internvl_chat.model.adapter import Origin
 from internvl_chat.model.build import load_config, load_model
 from internvl_chat.model.config import InternVLChatConfig
@@ -30,6 +31,8 @@ from internvl_chat.model.tokenizer import load_tokenizer
 from internvl_chat.model.tune import Tuning, apply_tuning
 from internvl_chat.train import dist
 from internvl_chat.train.state import ADAPTER
+
+log = get_logger(__name__)
 
 BUILT = "assembled"
 # Flags that name a field of config.json otherwise than the config does.
@@ -110,6 +113,11 @@ def _build(
     # Fine-tuned models of this family since 1.5 have these; the class defaults are those of the first releases.
     settings |= {"downsample_ratio": data.down_sample_ratio or 0.5, "ps_version": model.ps_version or "v2"}
     settings.setdefault("max_dynamic_patch", 12)
+    if data.dynamic_image_size is None:
+        log.info(
+            "--dynamic_image_size is not given: the model is built for one tile per picture. The series since 1.5 cuts "
+            "pictures into tiles: --dynamic_image_size True --use_thumbnail True"
+        )
     parts = Parts(
         vision=_found(model.vision_path).resolve(),
         llm=_found(model.llm_path).resolve(),
