@@ -36,11 +36,11 @@ _KEPT_FIELDS = (
 # The newer names of transformers -> those on disk.
 _TODAY = (
     (r"^model\.language_model\.", "language_model.model."),
-    (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
+    (r"^model\.vision_tower\.", "vision_tower."),
+    (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
     (r"^lm_head\.", "language_model.lm_head."),
 )
 # On disk, ours -> theirs. The order matters for neither direction: no pattern matches what another one makes.
-_LAYER = r"encoder.layers."
 _VISION = (
     ("embeddings.class_embedding", "embeddings.cls_token"),
     ("embeddings.position_embedding", "embeddings.position_embeddings"),
@@ -92,10 +92,7 @@ def _vision_name(name: str) -> str:
 def _transforms() -> list[WeightConverter | WeightRenaming]:
     """HF-native names -> ours, for transformers' weight conversion; none of them matches a name of ours."""
     names = [
-        (r"^model\.language_model\.", "language_model.model."),
-        (r"^lm_head\.", "language_model.lm_head."),
-        (r"^model\.vision_tower\.", "vision_tower."),
-        (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
+        *_TODAY,
         *((rf"^multi_modal_projector\.{re.escape(theirs)}", f"mlp1.{ours}") for ours, theirs in _PROJECTOR),
         (r"^vision_tower\.encoder\.layer\.", "vision_model.encoder.layers."),
         (r"^vision_tower\.", "vision_model."),

@@ -26,6 +26,7 @@ from internvl_chat.model.llm import llm_spec, register_language_models
 from internvl_chat.model.projector import build_projector, merge_factor
 from internvl_chat.model.save import save_model_folder
 from internvl_chat.model.tokenizer import add_special_tokens, image_token_id, load_tokenizer, save_tokenizer
+from internvl_chat.model.vit import InternVisionModel
 
 log = get_logger(__name__)
 
@@ -80,7 +81,7 @@ def assemble(parts: Parts, out: Path, keep: bool = False) -> Path:
     size = parts.settings.get("force_image_size") or vision.config.image_size
     check_image_size(size, vision.config.patch_size, parts.settings.get("downsample_ratio", 0.5))
     llm = load_llm(parts.llm)
-    _match_dtype(vision, llm)
+    vision.to(llm.dtype)  # one dtype for the whole model: that of its largest part
     untie(llm)
     if added:
         grow_vocabulary(llm, len(tokenizer), added)
@@ -97,12 +98,12 @@ def assemble(parts: Parts, out: Path, keep: bool = False) -> Path:
     return out
 
 
-def check_image_size(size: int, patch_size: int, downsample_ratio: float) -> None:
+def check_image_size(size: int, patch_size: int, downsample_ratio: float, flag: str = "--force_image_size") -> None:
     """Raise ConfigError unless the patches of a tile can be merged into whole image tokens."""
     side = merge_factor(downsample_ratio)
-    if size % (patch_size * side):
+    if size < 1 or size % (patch_size * side):
         raise ConfigError(
-            f"--force_image_size {size}: must be a multiple of {patch_size * side} ({side} x {side} patches of "
+            f"{flag} {size}: must be a multiple of {patch_size * side} ({side} x {side} patches of "
             f"{patch_size} pixels make an image token)"
         )
 
@@ -152,8 +153,6 @@ def compose(vision: nn.Module, llm: PreTrainedModel, parts: Parts) -> InternVLCh
 
 def load_vision(path: Path) -> Any:
     """InternVisionModel of a tower's own folder, or of a chat folder in the original layout. Raises CheckpointError."""
-    from internvl_chat.model.vit import InternVisionModel
-
     raw = read_config_file(path)
     if is_hf_native(raw):
         raise CheckpointError(f"{path}: HF-native layout; take the tower out first: internvl extract-vit {path} OUT")
@@ -177,9 +176,8 @@ def check_llm(path: Path) -> None:
 
 
 def load_llm(path: Path) -> PreTrainedModel:
-    """Language model of its own folder, in the dtype it is stored in. Raises CheckpointError, ConfigError."""
+    """Language model of a folder that ``check_llm`` accepts, in the dtype it is stored in. Raises CheckpointError."""
     register_language_models()
-    check_llm(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -284,11 +282,6 @@ def _fill(model: nn.Module, path: Path, state: dict[str, Tensor]) -> None:
         shown = ", ".join(f"{n} {found.get(n, 'missing')} for {own.get(n, 'nothing')}" for n in wrong[:4])
         raise CheckpointError(f"{path}: the vision tower's weights do not fit its config: {shown}")
     model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
-
-
-def _match_dtype(vision: nn.Module, llm: PreTrainedModel) -> None:
-    """One dtype for the whole model: that of its largest part."""
-    vision.to(llm.dtype)
 
 
 def read_new_tokens(path: Path) -> tuple[str, ...]:

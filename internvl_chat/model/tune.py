@@ -177,12 +177,9 @@ def format_table(rows: Iterable[TrainableRow]) -> str:
 
 def describe_layers(model: nn.Module, tuning: Tuning) -> str:
     """A line that names the vision layers thawed by ``unfreeze_vit_layers``; empty if none are."""
-    numbers = thawed_layers(unwrap(model), tuning.unfreeze_vit_layers)
-    return f"vision layers thawed: {', '.join(map(str, numbers))} (of 0..{_depth(model) - 1})" if numbers else ""
-
-
-def _depth(model: nn.Module) -> int:
-    return len(unwrap(model).vision_model.encoder.layers)
+    inner = unwrap(model)
+    numbers, last = thawed_layers(inner, tuning.unfreeze_vit_layers), len(inner.vision_model.encoder.layers) - 1
+    return f"vision layers thawed: {', '.join(map(str, numbers))} (of 0..{last})" if numbers else ""
 
 
 def group_of(name: str) -> str:

@@ -20,8 +20,10 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.suffix not in (".safetensors", ".pth"):
         raise ConfigError(f"{out}: give a file that ends in .safetensors or .pth")
-    if out.exists():
-        raise ConfigError(f"{out} exists already; choose another OUT, or delete it first")
+    card = out.with_suffix(".md")
+    for path in (out, card):
+        if path.exists():
+            raise ConfigError(f"{path} exists already; choose another OUT, or delete it first")
     import torch
     from safetensors.torch import save_file
 
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if any(not torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items()):
         raise CheckpointError(f"{out}: the written projector differs; do not use it, and report this")
     write_card(
-        out.with_suffix(".md"),
+        card,
         f"projector of {Path(args.checkpoint).name}",
         {"chat model": args.checkpoint},
         {"widths": f"{state['0.weight'].shape[0]} -> {sizes[1]}", "weights, loaded afresh": "equal to the last bit"},

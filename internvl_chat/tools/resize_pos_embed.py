@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from internvl_chat.errors import CheckpointError, ConfigError
+from internvl_chat.errors import CheckpointError
 from internvl_chat.tools.card import CARD, write_card
 from internvl_chat.tools.proof import add_dtype, add_folders, check_dtype, fresh_folder, logits_of, prove
 
@@ -23,15 +23,13 @@ def run(args: argparse.Namespace) -> int:
 
     from internvl_chat.model.build import load_config, load_model
     from internvl_chat.model.hub import find_folder
-    from internvl_chat.model.projector import merge_factor
+    from internvl_chat.model.parts import check_image_size
     from internvl_chat.model.tokenizer import load_tokenizer
     from internvl_chat.train.folder import write_folder
 
     source, size = find_folder(args.checkpoint), args.image_size
     old = load_config(source)
-    step = old.vision_config.patch_size * merge_factor(old.downsample_ratio)
-    if size < step or size % step:
-        raise ConfigError(f"--image_size {size}: must be a multiple of {step}, the pixels that make one image token")
+    check_image_size(size, old.vision_config.patch_size, old.downsample_ratio, "--image_size")
     before = load_model(source, dtype, config_overrides={"force_image_size": old.vision_config.image_size})
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(before.dtype)
     with torch.inference_mode():

@@ -231,8 +231,7 @@ class Tour:
 
     def train(self, title: str, out: Path, flags: Mapping[str, Any]) -> None:
         """Run ``internvl train`` on two processes if there are two cores."""
-        for stale in ("runs", "assembled"):  # the latter is known by the paths of its parts, not by what is in them
-            shutil.rmtree(out / stale, ignore_errors=True)
+        shutil.rmtree(out / "runs", ignore_errors=True)
         processes = min(PACKS_PER_STEP, len(os.sched_getaffinity(0)))
         all_flags = {
             **flags, "output_dir": out, "deepspeed": "zero1", "max_steps": self.size.steps, "seed": self.seed,

@@ -152,7 +152,7 @@ class InternVLTrainer(Trainer):
             for part, rate in rates.items():
                 own = [p for p in group["params"] if f".{part}." in f".{names[id(p)]}"]
                 if own:
-                    group["params"] = [p for p in group["params"] if not any(p is other for other in own)]
+                    group["params"] = [p for p in group["params"] if f".{part}." not in f".{names[id(p)]}"]
                     optimizer.add_param_group({**group, "params": own, "lr": rate})
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
