@@ -115,7 +115,11 @@ def _model_or_parts(flags: dict[str, Any]) -> str | None:
             "--model_name_or_path is missing: the folder of a checkpoint (`internvl tiny OUT` makes a small one), or "
             "--vision_path and --llm_path to build from parts"
         )
-    return None if whole or flags.get("conv_style") else "--conv_style is missing: parts name no template; see README"
+    return (
+        None
+        if whole or flags.get("conv_style")
+        else "--conv_style is missing: parts name no template; e.g. internvl2_5"
+    )
 
 
 def _needs_lora(name: str, towers: tuple[str, ...] = ("use_llm_lora", "use_backbone_lora")) -> Rule:

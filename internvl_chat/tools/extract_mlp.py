@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.suffix not in (".safetensors", ".pth"):
         raise ConfigError(f"{out}: give a file that ends in .safetensors or .pth")
-    card = out.with_suffix(".md")
+    card = out.with_name(f"{out.name}.md")
     for path in (out, card):
         if path.exists():
             raise ConfigError(f"{path} exists already; choose another OUT, or delete it first")

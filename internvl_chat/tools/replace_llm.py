@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the sub-command ``internvl replace-llm``."""
     add_folders(parser, "chat model folder in the original layout, whose vision tower is taken")
     parser.add_argument("--llm", required=True, metavar="FOLDER", help="language model with its tokenizer")
-    parser.add_argument("--template", required=True, help="conversation template of the new model (see README)")
+    parser.add_argument("--template", required=True, help="conversation template of the new model, e.g. internvl2_5")
     parser.add_argument(
         "--fresh_mlp", action="store_true", help="start with a new projector, as one of another width must"
     )
