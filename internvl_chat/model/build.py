@@ -116,7 +116,7 @@ def _config_of(raw: dict[str, Any], overrides: Mapping[str, Any]) -> InternVLCha
 
 
 def _complete_hf(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
-    """What an HF-native folder says about pictures elsewhere, and the template that such releases were trained with."""
+    """What an HF-native folder says about pictures elsewhere, and a template where it names none."""
     try:
         pictures = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -127,7 +127,7 @@ def _complete_hf(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
             raise CheckpointError(f"{folder / 'preprocessor_config.json'}: image_mean and image_std of an unknown kind")
         raw["normalize_type"] = name
     if raw.get("template") is None:
-        # Only releases since 2.5 exist in this layout, all with this template.
+        # That of the series since 2.5, the first to be published in this layout.
         raw["template"] = "internvl2_5"
         for ours, theirs in (("min_dynamic_patch", "min_patches"), ("max_dynamic_patch", "max_patches")):
             raw[ours] = pictures.get(theirs, raw[ours])
