@@ -26,3 +26,8 @@ def nearest(word: str, legal: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the closest legal word, or an empty string."""
     match = difflib.get_close_matches(word, list(legal), n=1, cutoff=0.6)
     return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, without the pages that may follow; its class, if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from internvl_chat.constants import IMG_CONTEXT
-from internvl_chat.errors import CheckpointError, ConfigError, nearest
+from internvl_chat.errors import CheckpointError, ConfigError, first_line, nearest
 from internvl_chat.log import get_logger
 from internvl_chat.model.attention import register_packed_attention, resolve_attention
 from internvl_chat.model.chat import InternVLChatModel
@@ -65,7 +65,7 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({_first_line(error)})") from error
+        raise CheckpointError(f"{path} cannot be read ({first_line(error)})") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} must hold one object")
     return raw
@@ -95,7 +95,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     except ConfigError as error:
         raise ConfigError(f"{folder / 'config.json'}: {error}") from error
     except (StrictDataclassError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not a usable config: {_first_line(error)}") from error
+        raise CheckpointError(f"{folder / 'config.json'} is not a usable config: {first_line(error)}") from error
 
 
 def _config_of(raw: dict[str, Any], overrides: Mapping[str, Any]) -> InternVLChatConfig:
@@ -201,7 +201,7 @@ def _read_generation_config(folder: Path) -> GenerationConfig | None:
     try:
         return GenerationConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({_first_line(error)}); mend it or delete it") from error
+        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); mend it or delete it") from error
 
 
 def settle_tying(config: InternVLChatConfig, stored: Mapping[str, Any]) -> None:
@@ -231,7 +231,3 @@ def _fit_image_size(model: InternVLChatModel) -> None:
         return
     with gathered(model.vision_model.embeddings.position_embedding):
         model.vision_model.resize_position_embeddings(wanted)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

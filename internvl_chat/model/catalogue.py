@@ -187,9 +187,9 @@ def config_of(release: Release, assume: Mapping[str, Any] | None = None) -> Inte
             f"unknown: {', '.join(release.unknown)}"
         )
     scaling = llm.get("rope_scaling")
-    if scaling and scaling["type"] == "su":  # today's name: longrope
+    if scaling and scaling["type"] == "su":
         half = llm["hidden_size"] // llm["num_attention_heads"] // 2
-        llm["rope_scaling"] = {**{factor: [1.0] * half for factor in _FACTORS}, **scaling, "type": "longrope"}
+        llm["rope_scaling"] = {**{factor: [1.0] * half for factor in _FACTORS}, **scaling}
     for part in (raw, raw["vision_config"], llm):
         part["dtype"] = "bfloat16"
     from internvl_chat.model.config import InternVLChatConfig

@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import HfHubHTTPError
 
-from internvl_chat.errors import CheckpointError
+from internvl_chat.errors import CheckpointError, first_line
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Configs, tokenizers, safetensors and the code that travels with them; no second copy as .bin, no example pictures.
@@ -33,11 +33,7 @@ def find_folder(name: str | Path) -> Path:
         raise CheckpointError(f"{name}: neither a folder nor a model on the hub; check the name") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(
-            f"{name}: no such folder, and as a model of the hub it cannot be had here ({_first_line(error)}). Where "
+            f"{name}: no such folder, and as a model of the hub it cannot be had here ({first_line(error)}). Where "
             f"there is a network: hf download {name} --local-dir pretrained/{str(name).split('/')[-1]}; then give "
             "that folder"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -61,7 +61,7 @@ def save_model_folder(
             "size": size,
         },
     )
-    _open_to_others(folder)
+    open_to_others(folder)
 
 
 def save_hf_folder(
@@ -97,7 +97,7 @@ def save_hf_folder(
     )
     save_generation_config(model, tokenizer, folder, stop_token_ids)
     _write_processor(model.config, folder)
-    _open_to_others(folder)
+    open_to_others(folder)
 
 
 def _write_processor(config: InternVLChatConfig, folder: Path) -> None:
@@ -185,7 +185,7 @@ def _add_to_json(path: Path, values: dict[str, Any]) -> None:
     _write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **values})
 
 
-def _open_to_others(folder: Path) -> None:
+def open_to_others(folder: Path) -> None:
     """Shards are written through a private temporary file: give them the rights of the others, for colleagues."""
     mode = (folder / "config.json").stat().st_mode
     for shard in folder.glob("*.safetensors"):

