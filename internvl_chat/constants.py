@@ -12,8 +12,9 @@ GROUNDING_TOKENS = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 # Order matters: new tokens get consecutive ids in this order, as in the published checkpoints.
 SPECIAL_TOKENS = (IMG_START, IMG_END, IMG_CONTEXT, *GROUNDING_TOKENS)
 
-# What a user writes in an annotation where a picture stands.
+# What a user writes in an annotation where a picture or a video stands.
 IMAGE_PLACEHOLDER = "<image>"
+VIDEO_PLACEHOLDER = "<video>"
 
 # Per channel (mean, std) of RGB in [0, 1].
 IMAGE_STATISTICS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -24,3 +25,8 @@ IMAGE_STATISTICS: dict[str, tuple[tuple[float, float, float], tuple[float, float
 
 # Pictures above this many pixels are refused: Pillow's own threshold for a suspected decompression bomb.
 MAX_IMAGE_PIXELS = 89_478_485
+# Files above these are not read: no camera makes them, and a worker would run out of memory.
+MAX_PICTURE_BYTES = 256 * 2**20
+MAX_VIDEO_BYTES = 4 * 2**30
+# Frames of a video that is decoded as a whole to be counted (animated pictures, folders, streams without times).
+MAX_COUNTED_FRAMES = 100_000

@@ -93,6 +93,13 @@ def _tile_bounds(flags: dict[str, Any]) -> str | None:
     return None
 
 
+def _frame_bounds(flags: dict[str, Any]) -> str | None:
+    low, high = _value(flags, "min_num_frame", 8), _value(flags, "max_num_frame", 32)
+    if low > high >= 1:
+        return f"--min_num_frame {low:g} is more than --max_num_frame {high:g}; lower the first or raise the second"
+    return None
+
+
 def _pack_or_group(flags: dict[str, Any]) -> str | None:
     if _is_true(flags, "use_packed_ds") and flags.get("train_sampling_strategy") == "group_by_length":
         return "--group_by_length goes with padded batches; packs need no grouping: leave one of the two out"
@@ -200,6 +207,9 @@ RULES: tuple[Rule, ...] = (
     _number("min_dynamic_patch", 1, whole=True),
     _number("max_dynamic_patch", 1, whole=True),
     _number("force_image_size", 14, whole=True),
+    _number("min_num_frame", 1, whole=True),
+    _number("max_num_frame", 1, whole=True),
+    _frame_bounds,
     _number("down_sample_ratio", 0.01, 1),
     _number("drop_path_rate", 0, 1, open_high=True),
     _number("max_fault_share", 0, 1),
@@ -218,6 +228,7 @@ RULES: tuple[Rule, ...] = (
     _number("save_total_limit", 1, whole=True),
     _choice("loss_reduction", "token", "sample", "square"),
     _choice("image_backend", "torch", "pillow"),
+    _choice("long_samples", "drop", "fail", "fewer_tiles", "truncate"),
     _choice("normalize_type", "imagenet", "clip", "siglip"),
     _choice("ps_version", "v1", "v2"),
     _choice("attn_implementation", "auto", "packed", "sdpa", "eager", "flash_attention_2"),

@@ -10,10 +10,23 @@ from typing import Literal
 class DataArguments:
     """None means: what the checkpoint says."""
 
-    meta_path: str | None = field(default=None, metadata={"help": "Manifest (JSON) that names the annotations."})
-    conv_style: str | None = field(default=None, metadata={"help": "Conversation template."})
-    max_seq_length: int = field(
-        default=8192, metadata={"help": "Most tokens of one sample; longer ones are faults, never cut."}
+    meta_path: str | None = field(
+        default=None, metadata={"help": "Manifest (JSON or YAML) that names the annotations."}
+    )
+    conv_style: str | None = field(
+        default=None,
+        metadata={"help": "Conversation template; chat_template = whatever the tokenizer's own chat template says."},
+    )
+    system_message: str | None = field(
+        default=None, metadata={"help": "Written where a conversation has no system turn. Default: the template's."}
+    )
+    max_seq_length: int = field(default=8192, metadata={"help": "Most tokens of one sample; see --long_samples."})
+    long_samples: Literal["drop", "fail", "fewer_tiles", "truncate"] = field(
+        default="drop",
+        metadata={
+            "help": "What becomes of samples beyond --max_seq_length or the tile budget: left out and listed, the run "
+            "stops, fewer tiles (then frames), or whole rounds left away from the end."
+        },
     )
     force_image_size: int | None = field(
         default=None, metadata={"help": "Side of a tile in pixels; position embeddings are resized to it."}
@@ -31,6 +44,15 @@ class DataArguments:
     min_dynamic_patch: int | None = field(default=None, metadata={"help": "Fewest tiles of a picture."})
     max_dynamic_patch: int | None = field(
         default=None, metadata={"help": "Most tiles of a sample, thumbnails not counted."}
+    )
+    min_num_frame: int = field(default=8, metadata={"help": "Fewest frames of a video."})
+    max_num_frame: int = field(default=32, metadata={"help": "Most frames of a video, one tile each."})
+    sampling_method: str = field(
+        default="rand",
+        metadata={"help": "Which frames: rand or middle of as many equal parts, or fpsX, that many per second."},
+    )
+    remote_media: bool = field(
+        default=False, metadata={"help": "Fetch pictures and videos from s3://, http(s):// and other machines."}
     )
     normalize_type: Literal["imagenet", "clip", "siglip"] | None = field(
         default=None, metadata={"help": "Mean and deviation that pixels are normalised with."}

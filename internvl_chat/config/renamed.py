@@ -81,8 +81,6 @@ CHANGES: dict[str, Change] = {
     "log_freq": _always("packing is planned ahead and reported once at the start"),
     "max_buffer_size": _always("packs are planned over the whole epoch, not in a buffer"),
     "loss_reduction_all_gather": _always("the loss has one denominator over all ranks and micro-batches"),
-    "min_num_frame": _always("videos are not read yet"),
-    "max_num_frame": _always("videos are not read yet"),
     "strict_mode": _refuse("packs are never padded with empty tiles; leave it out"),
     "replacement": _refuse("an epoch shows every sample once; raise num_train_epochs or repeat_time instead"),
     "allow_overflow": _refuse("samples are never split over packs; raise --max_packed_tokens instead"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,4 +25,6 @@ class Address:
 
 def rng_for(seed: int, address: Address) -> np.random.Generator:
     """Generator that depends on the run's seed and the sample's address, never on worker, rank or clock."""
+    import numpy as np  # not with the module: commands that only name lines start without it
+
     return np.random.default_rng([seed, zlib.crc32(address.dataset.encode()), address.line, address.epoch])

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from internvl_chat.data.address import Address
-from internvl_chat.data.faults import FaultRecord, check_fault_share
-from internvl_chat.data.jsonl import LineIndex, explain_faults, open_index, usable_lines
+from internvl_chat.data.address import Address, rng_for
+from internvl_chat.data.faults import Cut, Fault, FaultCode, FaultRecord, TooManyFaults, check_fault_share
+from internvl_chat.data.index import LineIndex, explain_faults, open_indexes, usable_lines
+from internvl_chat.data.index_build import ALONE, Crew
 from internvl_chat.data.manifest import DatasetSpec
 from internvl_chat.data.sample import Sample, SampleMaker
-from internvl_chat.errors import DataError
+from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.log import get_logger
 
 log = get_logger(__name__)
 
+Split = Literal["train", "eval"]
 # Faults of a data set that are shown in the log; the ledger has all.
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Entries (E,) of one epoch, in manifest order: data set, line, visit (repetition) and footprint of each."""
+    """Entries (E,) of one epoch, in manifest order: data set, line, visit (repetition) and footprint of each.
+
+    ``visits``: how often an epoch goes over each data set at most.
+    """
 
     specs: tuple[DatasetSpec, ...]
     indexes: tuple[LineIndex, ...]
     maker: SampleMaker
+    visits: tuple[int, ...]
     dataset: np.ndarray
     line: np.ndarray
     visit: np.ndarray
@@ -43,11 +51,11 @@ class Corpus:
     def address(self, entry: int, epoch: int) -> Address:
         """Name of an entry in an epoch; repetitions within the epoch are epochs of their own."""
         number = int(self.dataset[entry])
-        copies = int(np.ceil(self.specs[number].repeat_time))
-        return Address(self.specs[number].name, int(self.line[entry]), epoch * copies + int(self.visit[entry]))
+        name, visit = self.specs[number].name, int(self.visit[entry])
+        return Address(name, int(self.line[entry]), epoch * self.visits[number] + visit)
 
     def load(self, entry: int, epoch: int) -> Sample:
-        """Read, cut and tokenize one entry. Raises Fault."""
+        """Read, cut and tokenize one entry. Raises Fault; DataError if its annotation has changed."""
         number, line = int(self.dataset[entry]), int(self.line[entry])
         index = self.indexes[number]
         return self.maker.load(
@@ -55,13 +63,15 @@ class Corpus:
         )
 
     def left_out(self) -> Iterator[FaultRecord]:
-        """Every line that is no entry, and why. Each is measured again, so ask once, on one process."""
+        """Every line that is no entry for a fault, and why. Each is measured again, so ask once, on one process."""
         for spec, index in zip(self.specs, self.indexes, strict=True):
             yield from explain_faults(index, spec, self.maker)
 
-    def annotation_of(self, address: Address) -> Path:
-        """File in which the address's line stands."""
-        return next(spec.annotation for spec in self.specs if spec.name == address.dataset)
+    def record_of(self, fault: Fault, entry: int, epoch: int) -> FaultRecord:
+        """Ledger entry of a fault that came up on loading."""
+        number = int(self.dataset[entry])
+        annotation, kind = self.specs[number].annotation, self.indexes[number].kind
+        return FaultRecord.of(fault, self.address(entry, epoch), annotation, "load", kind)
 
 
 def open_corpus(
@@ -69,57 +79,134 @@ def open_corpus(
     maker: SampleMaker,
     index_dir: Path,
     *,
+    split: Split = "train",
     workers: int = 1,
     rebuild: bool = False,
     look_again: bool = True,
     max_fault_share: float = 0.01,
+    crew: Crew = ALONE,
 ) -> Corpus:
-    """Index every data set and lay all usable lines out as entries. ``look_again``: see ``open_index``.
+    """Index every data set and lay all usable lines of one split out as entries. See ``open_indexes``.
 
-    Raises TooManyFaults when too large a share of a data set is faulty, DataError when nothing is left.
+    Raises TooManyFaults when too large a share of a data set is faulty, or one sample too long where the limits say
+    that this ends the run; DataError when nothing is left.
     """
-    indexes = tuple(open_index(spec, maker, index_dir, workers, rebuild, look_again) for spec in specs)
-    columns = []
-    for number, (spec, index) in enumerate(zip(specs, indexes, strict=True)):
+    indexes = tuple(open_indexes(specs, maker, index_dir, workers, rebuild, look_again, crew))
+    lines = []
+    for spec, index in zip(specs, indexes, strict=True):
         usable = usable_lines(index, maker.limits)
         faults = len(usable) - int(usable.sum())
+        if maker.limits.too_long == "fail":
+            _refuse_long(spec, index, maker)
         check_fault_share(spec.name, faults, len(usable), max_fault_share, explain_faults(index, spec, maker))
-        _report(spec, index, usable, islice(explain_faults(index, spec, maker), _SHOWN))
-        columns.append(_entries(number, spec, index, usable))
-    merged = [np.concatenate(column) for column in zip(*columns, strict=True)]
-    if not len(merged[0]):
+        held_out = _held_out(spec, len(usable))
+        lines.append(np.flatnonzero(usable & (held_out if split == "eval" else ~held_out)))
+        _report(spec, index, maker, usable, lines[-1], split)
+    columns = _entries(specs, indexes, lines)
+    if not len(columns["line"]):
         raise DataError("no line of the manifest can be used; nothing to train on (see the messages above)")
-    dataset, line, visit, tokens, tiles, supervised = merged
-    return Corpus(tuple(specs), indexes, maker, dataset, line, visit, tokens, tiles, supervised)
+    visits = tuple(
+        int(columns["visit"][columns["dataset"] == number].max(initial=0)) + 1 for number in range(len(specs))
+    )
+    return Corpus(tuple(specs), indexes, maker, visits, **columns)
 
 
-def _entries(number: int, spec: DatasetSpec, index: LineIndex, usable: np.ndarray) -> list[np.ndarray]:
-    """Whole repetitions take every usable line, the fraction that is left takes the first part of the file."""
-    whole, fraction = int(spec.repeat_time), spec.repeat_time - int(spec.repeat_time)
-    good = np.flatnonzero(usable)
-    part = good[good < int(len(usable) * fraction + 1e-6)]  # 2.3 - 2 is less than 0.3
-    if not whole and len(good) and not len(part):
+def _refuse_long(spec: DatasetSpec, index: LineIndex, maker: SampleMaker) -> None:
+    """Raise TooManyFaults if a sample exceeds the limits."""
+    table, limits = index.table, maker.limits
+    if not ((table["tokens"] > limits.max_tokens) | (table["tiles"] > limits.max_tiles)).any():
+        return
+    too_long = (FaultCode.TOO_LONG.name, FaultCode.TOO_MANY_TILES.name)
+    records = (record for record in explain_faults(index, spec, maker) if record.code in too_long)
+    message = f"data set {spec.name!r}: samples are too long, and --long_samples is fail; the first: {next(records)}"
+    raise TooManyFaults(message, explain_faults(index, spec, maker))
+
+
+def _held_out(spec: DatasetSpec, lines: int) -> np.ndarray:
+    """bool (lines,): which are kept for evaluation. A line's lot does not change when the file grows."""
+    if spec.split == "eval":
+        return np.ones(lines, bool)
+    held_out: np.ndarray = rng_for(0, Address(spec.name, 0)).random(lines) < spec.eval_share
+    return held_out
+
+
+def _entries(
+    specs: Sequence[DatasetSpec], indexes: Sequence[LineIndex], lines: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("dataset", "line", "visit", *_FOOTPRINT)}
+    counts = _weighted_counts(specs, lines)
+    for number, (spec, index, good) in enumerate(zip(specs, indexes, lines, strict=True)):
+        if counts is None:
+            rounds, rest = _repeat(spec, good, len(index))
+        else:
+            rounds, missing = divmod(counts[number], len(good)) if len(good) else (0, 0)
+            rest = np.sort(rng_for(0, Address(spec.name, 0)).permutation(good)[:missing])
+        chosen = np.concatenate([*[good] * rounds, rest]).astype(np.int64)
+        columns["dataset"].append(np.full(len(chosen), number, np.int32))
+        columns["line"].append(chosen)
+        visits = [np.full(len(good), v) for v in range(rounds)]
+        columns["visit"].append(np.concatenate([*visits, np.full(len(rest), rounds)]).astype(np.int32))
+        for name in _FOOTPRINT:
+            columns[name].append(index.table[name][chosen].astype(np.int32))
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+_FOOTPRINT = ("tokens", "tiles", "supervised")
+
+
+def _repeat(spec: DatasetSpec, good: np.ndarray, lines: int) -> tuple[int, np.ndarray]:
+    """Whole repetitions take every line, the fraction that is left takes the first part of the file."""
+    rounds, fraction = int(spec.repeat_time), spec.repeat_time - int(spec.repeat_time)
+    rest = good[good < int(lines * fraction + 1e-6)]  # 2.3 - 2 is less than 0.3
+    if not rounds and len(good) and not len(rest):
         raise DataError(
-            f"data set {spec.name!r}: repeat_time {spec.repeat_time:g} of {len(usable)} lines takes no usable line; "
+            f"data set {spec.name!r}: repeat_time {spec.repeat_time:g} of {lines} lines takes no usable line; "
             "raise it in the manifest, or leave the data set out"
         )
-    lines = np.concatenate([*[good] * whole, part]).astype(np.int64)
-    visit = np.concatenate([*[np.full(len(good), v) for v in range(whole)], np.full(len(part), whole)]).astype(np.int32)
-    dataset = np.full(len(lines), number, np.int32)
-    return [dataset, lines, visit, *(index.table[column][lines] for column in ("tokens", "tiles", "supervised"))]
+    return rounds, rest
 
 
-def _report(spec: DatasetSpec, index: LineIndex, usable: np.ndarray, first_faults: Iterable[FaultRecord]) -> None:
-    good = index.table[usable]
+def _weighted_counts(specs: Sequence[DatasetSpec], lines: Sequence[np.ndarray]) -> list[int] | None:
+    """Samples of each data set in an epoch of as many as there are lines, by the manifest's weights, if it has any."""
+    used = [spec for spec, good in zip(specs, lines, strict=True) if len(good)]
+    if all(spec.weight is None for spec in used):
+        return None
+    if bare := [spec.name for spec in used if spec.weight is None]:
+        raise ConfigError(f"data set {bare[0]!r} has no weight, others have; give every data set one, or none")
+    total, weights = sum(map(len, lines)), sum(float(spec.weight or 0) for spec in used)
+    return [
+        max(1, round(total * float(spec.weight or 0) / weights)) if len(good) else 0
+        for spec, good in zip(specs, lines, strict=True)
+    ]
+
+
+def _count(codes: np.ndarray, meaning: type[Cut] | type[FaultCode]) -> Counter[str]:
+    """How often each code but 0 is there, by name."""
+    found, counts = np.unique(codes[codes > 0], return_counts=True)
+    return Counter({meaning(int(code)).name: int(count) for code, count in zip(found, counts, strict=True)})
+
+
+def _report(
+    spec: DatasetSpec, index: LineIndex, maker: SampleMaker, usable: np.ndarray, lines: np.ndarray, split: Split
+) -> None:
+    rows = index.table[lines]
+    cut = _count(rows["code"], Cut)
+    notes = [f"{int(usable.sum()) - len(lines)} lines held out"] if usable.sum() > len(lines) else []
+    notes += [f"{count} lines cut to fit ({name})" for name, count in cut.items()]
+    notes += [f"{len(usable) - int(usable.sum())} lines left out"] if not usable.all() else []
+    often = f"weight {spec.weight:g}" if spec.weight is not None else f"x {spec.repeat_time:g}"
     log.info(
-        "data set %s: %d lines x %g, %d tokens, %d tiles, %.1f %% supervised%s",
+        "data set %s: %d lines %s, %d tokens, %d tiles, %.1f %% supervised%s",
         spec.name,
         len(usable),
-        spec.repeat_time,
-        good["tokens"].sum(),
-        good["tiles"].sum(),
-        100 * good["supervised"].sum() / max(1, good["tokens"].sum()),
-        f", {len(usable) - len(good)} lines left out" if len(good) < len(usable) else "",
+        often if split == "train" else f"({len(lines)} for evaluation)",
+        rows["tokens"].sum(dtype=np.int64),
+        rows["tiles"].sum(dtype=np.int64),
+        100 * rows["supervised"].sum(dtype=np.int64) / max(1, rows["tokens"].sum(dtype=np.int64)),
+        "".join(f", {note}" for note in notes),
     )
-    for fault in first_faults:
+    reasons = _count(index.table["code"][~usable], FaultCode)
+    if len(reasons) > 1 or sum(reasons.values()) > _SHOWN:
+        log.warning("data set %s: %s", spec.name, ", ".join(f"{n} {name}" for name, n in reasons.most_common()))
+    for fault in islice(explain_faults(index, spec, maker), _SHOWN):
         log.warning("left out: %s", fault)

@@ -10,11 +10,12 @@ from itertools import chain, islice
 from pathlib import Path
 
 from internvl_chat.data.address import Address
+from internvl_chat.data.containers import Kind, where
 from internvl_chat.errors import DataError
 
 
 class FaultCode(IntEnum):
-    """Stored as one byte per line of the index; 0 is a good line. Numbers are part of the index format."""
+    """Stored as one byte per line of the index; 0 is a good line. Numbers are part of the index format, below 128."""
 
     NONE = 0
     NOT_JSON = 1
@@ -30,10 +31,32 @@ class FaultCode(IntEnum):
     TOO_MANY_TILES = 11
     UNSUPPORTED = 12
     STALE = 13
+    FORMAT = 14
+    OBJECTS = 15
+    NOTHING_SUPERVISED = 16
+    MISSING_VIDEO = 17
+    BROKEN_VIDEO = 18
+    CLIP = 19
+    UNREADABLE = 20
+    REMOTE = 21
+
+
+class Cut(IntEnum):
+    """What was done to a usable line that was too long; shares the index's column with FaultCode."""
+
+    FEWER_TILES = 128
+    FEWER_TURNS = 129
 
 
 # What may have changed on disk since the index was built although the annotation is the same.
-MEDIA_FAULTS = (FaultCode.MISSING_IMAGE, FaultCode.BROKEN_IMAGE, FaultCode.IMAGE_SIZE)
+MEDIA_FAULTS = (
+    FaultCode.MISSING_IMAGE,
+    FaultCode.BROKEN_IMAGE,
+    FaultCode.IMAGE_SIZE,
+    FaultCode.MISSING_VIDEO,
+    FaultCode.BROKEN_VIDEO,
+    FaultCode.UNREADABLE,
+)
 
 
 class Fault(Exception):
@@ -49,9 +72,15 @@ class Fault(Exception):
         return type(self), (self.code, self.reason, self.mend)
 
 
+def show(value: object) -> str:
+    """A value for a message: its start, if it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 @dataclass(frozen=True, slots=True)
 class FaultRecord:
-    """One entry of the ledger. ``line`` counts from 1; ``stage`` is "index" or "load"."""
+    """One entry of the ledger. ``line`` counts lines, items or rows of the file from 1; ``stage``: index, load or convert."""
 
     dataset: str
     file: str
@@ -61,14 +90,15 @@ class FaultRecord:
     code: str
     reason: str
     mend: str
+    kind: Kind = "jsonl"
 
     @classmethod
-    def of(cls, fault: Fault, address: Address, file: Path, stage: str) -> FaultRecord:
+    def of(cls, fault: Fault, address: Address, file: Path, stage: str, kind: Kind = "jsonl") -> FaultRecord:
         where = (address.dataset, str(file), address.line + 1, address.epoch)
-        return cls(*where, stage, fault.code.name, fault.reason, fault.mend)
+        return cls(*where, stage, fault.code.name, fault.reason, fault.mend, kind)
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}; {self.mend}"
+        return f"{self.file}{where(self.kind, self.line)}: {self.reason}; {self.mend}"
 
 
 class Ledger:

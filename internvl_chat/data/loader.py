@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from internvl_chat.data.batch import Batch, pack_batch, pad_batch
 from internvl_chat.data.corpus import Corpus
-from internvl_chat.data.faults import Fault, FaultRecord
+from internvl_chat.data.faults import Fault
 from internvl_chat.data.plan.schedule import Schedule
 
 
@@ -53,8 +53,7 @@ class MicroBatches(Dataset[Batch]):
             try:
                 samples.append(self.corpus.load(entry, epoch))
             except Fault as fault:
-                address = self.corpus.address(entry, epoch)
-                faults.append(FaultRecord.of(fault, address, self.corpus.annotation_of(address), stage="load"))
+                faults.append(self.corpus.record_of(fault, entry, epoch))
         if self.schedule.settings.packed:
             return pack_batch(samples, faults)
         return pad_batch(samples, self.pad_id, faults)

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
-from internvl_chat.constants import IGNORE_INDEX
+from internvl_chat.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER
 from internvl_chat.data.address import Address, rng_for
-from internvl_chat.data.faults import Fault, FaultCode
+from internvl_chat.data.chat_template import template_of
+from internvl_chat.data.faults import Cut, Fault, FaultCode
+from internvl_chat.data.fit import Fitted, Footprint, Limits, fit
+from internvl_chat.data.frames import clip_range, draw_count, pick_frames
 from internvl_chat.data.manifest import DatasetSpec
 from internvl_chat.data.media import read_image, read_image_size
-from internvl_chat.data.record import parse_record
-from internvl_chat.data.storage import resolve_media
-from internvl_chat.data.tiles import TileSettings, count_tiles, cut_tiles
+from internvl_chat.data.record import Record, Video, parse_record, resolve_boxes
+from internvl_chat.data.storage import Medium, locate_medium
+from internvl_chat.data.tiles import TileSettings, cut_tiles
 from internvl_chat.data.tokens import Encoder
+from internvl_chat.data.video import VideoInfo, read_frames, read_video_info
 
-
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """Size of a sample: all tokens, tiles (thumbnails included), supervised tokens."""
-
-    tokens: int
-    tiles: int
-    supervised: int
+# Where a frame's index is only counted, which one it is does not matter.
+_FIRST: Callable[[int, int], int] = lambda start, stop: start  # noqa: E731
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """``input_ids`` and ``labels`` int64 (T,), ``tiles`` uint8 (N, 3, S, S), tiles of each picture in order."""
+    """``input_ids`` and ``labels`` int64 (T,); ``tiles`` uint8 (N, 3, S, S) of each picture and frame in order."""
 
     address: Address
     input_ids: np.ndarray
@@ -45,70 +46,192 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What one sample may be at most: tokens, tiles."""
+class VideoSettings:
+    """Which frames of a video are seen: ``method`` is rand, middle or fpsX; their number is drawn between the two."""
 
-    max_tokens: int
-    max_tiles: int
+    method: str = "rand"
+    min_frames: int = 8
+    max_frames: int = 32
 
 
 @dataclass(frozen=True)
 class SampleMaker:
-    """Makes samples of any data set of a manifest. Picklable, so that workers and index builders can share it."""
+    """Makes samples of any data set of a manifest. Picklable, so that workers and index builders can share it.
+
+    ``encoders``: those of data sets with a template or a system message of their own, by (conv_style, system_message).
+    ``remote``: whether media may be fetched from other machines.
+    """
 
     encoder: Encoder
     tiles: TileSettings
     limits: Limits
     seed: int = 0
+    videos: VideoSettings = VideoSettings()
+    encoders: Mapping[tuple[str | None, str | None], Encoder] = field(default_factory=dict)
+    remote: bool = False
+
+    def encoder_of(self, spec: DatasetSpec) -> Encoder:
+        """The encoder of a data set."""
+        return self.encoders.get((spec.conv_style, spec.system_message), self.encoder)
 
     def fingerprint(self, spec: DatasetSpec) -> str:
         """What a footprint in the index depends on besides the line itself."""
-        settings = {k: v for k, v in asdict(self._settings(spec)).items() if k not in ("backend", "pad2square", "mean")}
+        tiles = {k: v for k, v in asdict(self._tiles(spec)).items() if k not in ("backend", "pad2square", "mean")}
         root = spec.root if "://" in spec.root else str(Path(spec.root).resolve())
-        return json.dumps([self.encoder.fingerprint(), settings, root], sort_keys=True)
+        said = [spec.format, spec.columns, asdict(spec.image_limits), self.remote, asdict(self._videos(spec))]
+        limits = asdict(self.limits) if self.limits.cuts else None
+        return json.dumps([self.encoder_of(spec).fingerprint(), tiles, root, said, limits], sort_keys=True)
 
-    def measure(self, line: bytes, spec: DatasetSpec) -> Footprint:
-        """Footprint from the text and the pictures' headers, whatever the limits. Raises Fault."""
-        record = parse_record(line)
-        settings = self._settings(spec).shared_among(len(record.images))
-        sizes = [read_image_size(resolve_media(spec.root, name)) for name in record.images]
-        counts = [count_tiles(*size, settings) for size in sizes]
-        ids, labels = self.encoder.encode(record.turns, counts)
-        return Footprint(len(ids), sum(counts), int((labels != IGNORE_INDEX).sum()))
+    def measure(self, line: bytes, spec: DatasetSpec, trust_sizes: bool = False) -> tuple[Footprint, Cut | None]:
+        """Footprint from the text and the headers of its media, and what was done to make it fit. Raises Fault.
+
+        ``trust_sizes``: picture sizes are taken from the line where it gives them; the files must only be there.
+        Larger than the limits it may be, unless these say that samples are made to fit.
+        """
+        record = parse_record(line, spec.format, spec.columns)
+        media = [self._locate(spec, name) for name in record.images]
+        if trust_sizes and record.sizes is not None:
+            sizes = list(record.sizes)
+            for medium in media:
+                if medium.local is not None and not medium.local.is_file():
+                    read_image_size(medium)  # says what is wrong
+        else:
+            sizes = [read_image_size(medium) for medium in media]
+        frames = [self._count_frames(video, self._locate(spec, video.name), line, spec) for video in record.videos]
+        fitted = self._fit(record, sizes, frames, spec)
+        return fitted.footprint, fitted.cut
 
     def load(self, line: bytes, spec: DatasetSpec, address: Address, expected: Footprint | None = None) -> Sample:
         """The whole sample. Raises Fault, also when it is not the size that the index promised (``expected``)."""
-        record = parse_record(line)
-        settings = self._settings(spec).shared_among(len(record.images))
-        rng = rng_for(self.seed, address) if spec.data_augment else None
-        cut = [cut_tiles(read_image(resolve_media(spec.root, name)), settings, rng) for name in record.images]
-        counts = [len(tiles) for tiles in cut]
-        ids, labels = self.encoder.encode(record.turns, counts)
-        empty = torch.zeros((0, 3, settings.size, settings.size), dtype=torch.uint8)
-        sample = Sample(address, ids, labels, torch.cat(cut) if cut else empty, tuple(counts))
+        record = parse_record(line, spec.format, spec.columns)
+        pictures = [read_image(self._locate(spec, name)) for name in record.images]
+        located = [(video, self._locate(spec, video.name)) for video in record.videos]
+        frames = [self._count_frames(video, medium, line, spec) for video, medium in located]
+        fitted = self._fit(record, [picture.size for picture in pictures], frames, spec)
+        rng = rng_for(self.seed, address)
+        films = [
+            self._read_film(video, medium, count, spec, rng)
+            for (video, medium), count in zip(located, fitted.frames, strict=False)
+        ]
+        augment = rng if spec.data_augment else None
+        cut = list(_cut_in_order(record.media(), pictures, fitted, films, self._tiles(spec), augment))
+        empty = torch.zeros((0, 3, self.tiles.size, self.tiles.size), dtype=torch.uint8)
+        tiles = torch.cat(cut) if cut else empty
+        sample = Sample(address, fitted.input_ids, fitted.labels, tiles, fitted.tiles)
         if expected is not None and sample.footprint != expected:
             raise Fault(
                 FaultCode.STALE,
                 f"sample is {sample.footprint}, the index says {expected}",
-                "a picture was replaced after the index was built: run again with --rebuild_index True",
+                "a picture is not of the size that its line gives, or was replaced after the index was built: mend "
+                "width and height, or run again with --rebuild_index True",
             )
         return sample
 
-    def _settings(self, spec: DatasetSpec) -> TileSettings:
+    def contradicted_size(self, line: bytes, spec: DatasetSpec) -> str | None:
+        """Where the line gives a picture another size than it has: what it says and what is, else None."""
+        try:
+            record = parse_record(line, spec.format, spec.columns)
+            for name, said in zip(record.images, record.sizes or (), strict=False):
+                size = read_image_size(self._locate(spec, name))
+                if size != said:
+                    return f"picture {name!r} is {size[0]} x {size[1]}, width and height say {said[0]} x {said[1]}"
+        except Fault:
+            pass  # measuring the line will say it
+        return None
+
+    def _fit(
+        self, record: Record, sizes: Sequence[tuple[int, int]], frames: Sequence[int], spec: DatasetSpec
+    ) -> Fitted:
+        for name, size in zip(record.images, sizes, strict=True):
+            spec.image_limits.check(name, *size)
+        record = resolve_boxes(record, sizes)
+        return fit(record, sizes, frames, self._tiles(spec), self.encoder_of(spec), self.limits)
+
+    def _locate(self, spec: DatasetSpec, name: str) -> Medium:
+        return locate_medium(spec.root, name, self.remote)
+
+    def _tiles(self, spec: DatasetSpec) -> TileSettings:
         return self.tiles if spec.max_dynamic_patch is None else replace(self.tiles, max_tiles=spec.max_dynamic_patch)
 
-    def check_limits(self, footprint: Footprint) -> None:
-        """Raise Fault for a sample that is larger than this run allows."""
-        if footprint.tokens > self.limits.max_tokens:
-            raise Fault(
-                FaultCode.TOO_LONG,
-                f"{footprint.tokens} tokens ({footprint.tiles} tiles), "
-                f"more than max_seq_length {self.limits.max_tokens}",
-                "raise --max_seq_length, lower max_dynamic_patch, or shorten the conversation",
-            )
-        if footprint.tiles > self.limits.max_tiles:
-            raise Fault(
-                FaultCode.TOO_MANY_TILES,
-                f"{footprint.tiles} tiles, more than num_images_expected {self.limits.max_tiles}",
-                "raise --num_images_expected or lower max_dynamic_patch",
-            )
+    def _videos(self, spec: DatasetSpec) -> VideoSettings:
+        own = {"method": spec.sampling_method, "min_frames": spec.min_num_frame, "max_frames": spec.max_num_frame}
+        return replace(self.videos, **{key: value for key, value in own.items() if value is not None})  # type: ignore[arg-type]
+
+    def _count_frames(self, video: Video, medium: Medium, line: bytes, spec: DatasetSpec) -> int:
+        """How many frames of a video are seen: known from the line alone, but for fpsX."""
+        settings = self._videos(spec)
+        if medium.local is None and not settings.method.startswith("fps"):
+            return draw_count(line, settings.min_frames, settings.max_frames)  # not fetched only to be counted
+        info = read_video_info(medium)
+        first, stop = _part_of(video, info)
+        if not settings.method.startswith("fps"):
+            return draw_count(line, settings.min_frames, settings.max_frames)
+        chosen = pick_frames(settings.max_frames, stop - first, settings.method, info.fps, _FIRST)
+        return min(len(chosen), settings.max_frames)
+
+    def _read_film(
+        self, video: Video, medium: Medium, count: int, spec: DatasetSpec, rng: np.random.Generator
+    ) -> list[Image.Image]:
+        """``count`` frames of the part that the line names."""
+        info = read_video_info(medium)
+        first, stop = _part_of(video, info)
+        method = self._videos(spec).method
+
+        def choose(low: int, high: int) -> int:
+            return int(rng.integers(low, high))
+
+        chosen = pick_frames(count, stop - first, method, info.fps, choose)
+        if len(chosen) != count:  # fpsX of a long video: as many as are allowed, spread over all of it
+            chosen = pick_frames(count, stop - first, "middle", info.fps, choose)
+        return read_frames(medium, [first + index for index in chosen])
+
+
+def _part_of(video: Video, info: VideoInfo) -> tuple[int, int]:
+    """First frame, and the one behind the last, of what the line asks for."""
+    return (0, info.frames) if video.clip is None else clip_range(video.clip, info.fps, info.frames)
+
+
+def _cut_in_order(
+    media: Sequence[str],
+    pictures: Sequence[Image.Image],
+    fitted: Fitted,
+    films: Sequence[Sequence[Image.Image]],
+    settings: TileSettings,
+    augment: np.random.Generator | None,
+) -> Iterable[torch.Tensor]:
+    """Tiles of every picture and frame in reading order; what a cut has left away at the end is not read."""
+    cut_pictures, cut_films = iter(zip(pictures, fitted.images, strict=False)), iter(films)
+    one_tile = replace(settings, max_tiles=1)
+    for tag in media[: len(fitted.images) + len(films)]:
+        if tag == IMAGE_PLACEHOLDER:
+            picture, shared = next(cut_pictures)
+            yield cut_tiles(picture, shared, augment)
+        else:
+            for frame in next(cut_films):
+                yield cut_tiles(frame, one_tile, augment)
+
+
+def own_encoders(specs: Iterable[DatasetSpec], default: Any, tokenizer: Any) -> dict[Any, Encoder]:
+    """Encoders of the data sets with a template or a system message of their own; see ``SampleMaker.encoders``.
+
+    ``default``: the checkpoint's config. Raises ConfigError for a template that its tokenizer does not fit.
+    """
+    encoders: dict[Any, Encoder] = {}
+    for spec in specs:
+        key = (spec.conv_style, spec.system_message)
+        if key == (None, None) or key in encoders:
+            continue
+        config = _Said(
+            spec.conv_style or default.template,
+            default.system_message if spec.system_message is None else spec.system_message,
+        )
+        encoders[key] = Encoder(tokenizer, template_of(config, tokenizer), default.num_image_token)
+    return encoders
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What ``template_of`` asks of a config."""
+
+    template: str | None
+    system_message: str | None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from internvl_chat.errors import ConfigError, nearest
+
+# ``--conv_style`` of a model that is asked as its own chat template says (data/chat_template.py).
+OWN_TEMPLATE = "chat_template"
 
 _INTERNVL_1 = (
     "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
@@ -14,6 +17,38 @@ _INTERNVL_1 = (
 _INTERNVL_2_5 = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What stands before a message: ``header``, which the model reads, and, before an answer, what it has to write
+    itself ahead of the answer's text. The header behind an answer begins with a marker that ends it.
+    """
+
+    header: str
+    answer_prefix: str = ""
+
+
+class Framing(Protocol):
+    """A conversation template, named or a checkpoint's own, as the encoder asks it.
+
+    ``markers``: the pieces of headers that are single tokens of the tokenizer. ``system_message``: written where a
+    conversation brings none, None = no system turn then. ``writes_bos``: whether the headers hold the BOS token.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def markers(self) -> tuple[str, ...]: ...
+    @property
+    def stop(self) -> str: ...
+    @property
+    def system_message(self) -> str | None: ...
+    @property
+    def writes_bos(self) -> bool: ...
+    def frames(self, roles: Sequence[str], prompt: bool) -> tuple[Frame, ...]:
+        """A frame before each of the messages, and one behind the last; ``prompt``: up to where an answer begins."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +69,16 @@ class Template:
     markers: tuple[str, ...]
     answer_prefix: str = ""
     after: str = ""
+    writes_bos: bool = False
+
+    def frames(self, roles: Sequence[str], prompt: bool) -> tuple[Frame, ...]:
+        before = {"system": self.system_prefix, "human": self.user_prefix, "gpt": self.assistant_prefix}
+        behind = {"system": self.system_suffix, "human": self.user_suffix, "gpt": self.stop + self.after}
+        frames, text = [], ""
+        for role in roles:
+            frames.append(Frame(text + before[role], self.answer_prefix if role == "gpt" else ""))
+            text = behind[role]
+        return (*frames, Frame(text + self.assistant_prefix if prompt else text))
 
 
 def _chatml(name: str, system_message: str, after: str) -> Template:
@@ -82,82 +127,11 @@ _ALL = (
 TEMPLATES: dict[str, Template] = {template.name: template for template in _ALL}
 
 
-def template_of(config: Any) -> Template:
-    """The template that a checkpoint's config names, with the system message that it sets, if it sets one.
-
-    ``config`` is any object with ``template`` and ``system_message``. Raises ConfigError if it names none.
-    """
-    if config.template is None:
-        raise ConfigError("the checkpoint names no template; say which one it was trained with: --conv_style")
-    template = get_template(config.template)
-    return template if config.system_message is None else replace(template, system_message=config.system_message)
-
-
 def get_template(name: str) -> Template:
-    """The template of that name. Raises ConfigError with the legal names."""
+    """The named template. Raises ConfigError with the legal names."""
     if name not in TEMPLATES:
         raise ConfigError(
-            f"--conv_style {name!r} is not a template{nearest(name, TEMPLATES)}; legal: {', '.join(TEMPLATES)}"
+            f"--conv_style {name!r} is not a template{nearest(name, TEMPLATES)}; legal: {', '.join(TEMPLATES)}, "
+            f"{OWN_TEMPLATE} (as the checkpoint's chat template says)"
         )
     return TEMPLATES[name]
-
-
-# Without {% generation %}: readers before transformers 4.42 fail on tags that they do not know.
-_JINJA = """\
-{%- macro text_of(message, image) -%}
-{%- if message['content'] is string -%}{{ message['content'] }}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'text' -%}{{ part['text'] }}
-{%- elif image and part['type'] in ['image', 'image_url'] -%}{{ image }}
-{%- else -%}{{ raise_exception(message['role'] + ' messages cannot hold parts of type ' + part['type']) }}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{%- endmacro -%}
-{{- BOS + SYSTEM_PREFIX -}}
-{%- if messages and messages[0]['role'] == 'system' -%}{{ text_of(messages[0], '') }}
-{%- else -%}{{ SYSTEM_MESSAGE }}
-{%- endif -%}
-{{- SYSTEM_SUFFIX -}}
-{%- for message in messages -%}
-{%- if message['role'] == 'user' -%}{{ USER_PREFIX + text_of(message, IMAGE) + USER_SUFFIX }}
-{%- elif message['role'] == 'assistant' -%}{{ ASSISTANT_PREFIX + ANSWER_PREFIX + text_of(message, '') + STOP + AFTER }}
-{%- elif not (loop.first and message['role'] == 'system') -%}{{ raise_exception(ROLE_FAULT) }}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ ASSISTANT_PREFIX }}{%- endif -%}
-"""
-_ROLE_FAULT = "roles are user and assistant, behind at most one system message"
-
-
-def chat_template(template: Template, image: str, bos: str = "") -> str:
-    """Jinja chat template that writes messages in OpenAI form as ``Encoder`` does; for ``tokenizer.chat_template``.
-
-    Content is a string or a list of parts ``{"type": "text" | "image" | "image_url", ...}``; a picture becomes
-    ``image``: ``"<IMG_CONTEXT>\\n"`` in the HF-native layout, ``"<image>\\n"`` in the original one. Without a system
-    message the template's own is written.
-
-    ``bos``: the tokenizer's BOS token, if it begins every text with it, else "". ``apply_chat_template`` tokenizes
-    without special tokens, so BOS comes from here and comes once. Who tokenizes the written text himself must pass
-    ``add_special_tokens=False``, or has BOS twice.
-    """
-    values = {
-        "IMAGE": image,
-        "BOS": bos,
-        "SYSTEM_MESSAGE": template.system_message,
-        "SYSTEM_PREFIX": template.system_prefix,
-        "SYSTEM_SUFFIX": template.system_suffix,
-        "USER_PREFIX": template.user_prefix,
-        "USER_SUFFIX": template.user_suffix,
-        "ASSISTANT_PREFIX": template.assistant_prefix,
-        "ANSWER_PREFIX": template.answer_prefix,
-        "STOP": template.stop,
-        "AFTER": template.after,
-        "ROLE_FAULT": _ROLE_FAULT,
-    }
-    # The escapes of a JSON string are escapes of a jinja string too.
-    return (
-        "".join(f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} -%}}\n" for name, text in values.items())
-        + _JINJA
-    )

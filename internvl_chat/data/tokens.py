@@ -27,8 +27,9 @@ from internvl_chat.constants import (
     IMG_START,
     SPECIAL_TOKENS,
 )
+from internvl_chat.data.chat_template import template_of
 from internvl_chat.data.record import Turn
-from internvl_chat.data.template import Template, template_of
+from internvl_chat.data.template import Framing
 from internvl_chat.errors import ConfigError
 
 _GROUNDING = re.compile("(" + "|".join(map(re.escape, GROUNDING_TOKENS)) + ")")
@@ -50,29 +51,33 @@ class Marker:
 class Encoder:
     """Tokenizer + template + image tokens per tile -> ids and labels. Picklable; equal inputs give equal ids."""
 
-    def __init__(self, tokenizer: Any, template: Template, tokens_per_tile: int) -> None:
+    def __init__(self, tokenizer: Any, template: Framing, tokens_per_tile: int) -> None:
         """``tokenizer``: a transformers one with a ``tokenizers`` backend. Raises ConfigError if a token is missing."""
         self.template = template
         self.tokens_per_tile = tokens_per_tile
         names = (*template.markers, *SPECIAL_TOKENS)
         self._text, self._markers = _as_plain_text_tokenizer(tokenizer, names, template.name)
-        self._bos = bos_of(tokenizer)
+        self._bos = () if template.writes_bos else bos_of(tokenizer)
         self._marker_pattern = re.compile("(" + "|".join(map(re.escape, template.markers)) + ")")
-        self._remember = lru_cache(maxsize=_REMEMBERED)(self._encode_plain)
+        self._set_caches()
         parts = (self._text.to_str(), repr(template), str(tokens_per_tile), str(self._bos))
         self._fingerprint = hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @classmethod
     def from_config(cls, tokenizer: Any, config: Any) -> Encoder:
         """The encoder of a checkpoint. ``config``: its chat config (template, system_message, num_image_token)."""
-        return cls(tokenizer, template_of(config), config.num_image_token)
+        return cls(tokenizer, template_of(config, tokenizer), config.num_image_token)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_remember"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_remember", "_frames")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._set_caches()
+
+    def _set_caches(self) -> None:
         self._remember = lru_cache(maxsize=_REMEMBERED)(self._encode_plain)
+        self._frames = lru_cache(maxsize=_REMEMBERED)(self.template.frames)
 
     @property
     def image_token_id(self) -> int:
@@ -95,31 +100,32 @@ class Encoder:
 
     def encode_prompt(self, turns: Sequence[Turn], tiles: Sequence[int]) -> np.ndarray:
         """ids, int64 (T,), of a conversation that ends with a human turn, up to and including the assistant header."""
-        return np.array(self._write(turns, tiles, self.template.assistant_prefix).ids, np.int64)
+        return np.array(self._write(turns, tiles, prompt=True).ids, np.int64)
 
-    def _write(self, turns: Sequence[Turn], tiles: Sequence[int], last_header: str = "") -> _Writer:
+    def _write(self, turns: Sequence[Turn], tiles: Sequence[int], prompt: bool = False) -> _Writer:
         tags = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
         if tags != len(tiles):
             raise ValueError(f"{tags} {IMAGE_PLACEHOLDER} in the human turns, but tiles of {len(tiles)} pictures")
-        template, writer = self.template, _Writer(self, iter(tiles))
+        message = self.template.system_message
+        if message is not None and (not turns or turns[0].role != "system"):
+            turns = (Turn("system", message), *turns)
+        writer = _Writer(self, iter(tiles))
         writer.ids.extend(self._bos)
         writer.labels.extend([IGNORE_INDEX] * len(self._bos))
-        has_system = bool(turns) and turns[0].role == "system"
-        writer.add_header(template.system_prefix)
-        writer.add_text(turns[0].text if has_system else template.system_message)
-        writer.add_header(template.system_suffix)
-        for turn in turns[1:] if has_system else turns:
-            if turn.role == "human":
-                writer.add_header(template.user_prefix)
-                writer.add_text(turn.text, with_images=True)
-                writer.add_header(template.user_suffix)
+        frames = self._frames(tuple(turn.role for turn in turns), prompt)
+        for turn, frame, behind in zip(turns, frames, frames[1:], strict=False):
+            writer.add_header(frame.header)
+            if turn.role == "gpt":
+                writer.add_answer(frame.answer_prefix + turn.text, self._stop_of(behind.header), turn.supervised)
             else:
-                writer.add_header(template.assistant_prefix)
-                writer.add_answer(template.answer_prefix + turn.text, template.stop)
-                writer.add_header(template.after)
-        writer.add_header(last_header)
+                writer.add_text(turn.text, with_images=turn.role == "human")
+        writer.add_header(frames[-1].header)
         writer.flush()
         return writer
+
+    def _stop_of(self, header: str) -> str:
+        """The marker that the header behind an answer begins with."""
+        return next(name for name in self.template.markers if header.startswith(name))
 
     def _encode_plain(self, text: str) -> tuple[int, ...]:
         return tuple(self._text.encode(text, add_special_tokens=False).ids)
@@ -158,11 +164,14 @@ class _Writer:
         self._tiles = tiles
         self._pending = ""
         self._after_eater = False
+        self._written = ""  # the start of the next header that is there already
         self.ids: list[int] = []
         self.labels: list[int] = []
 
     def add_header(self, text: str) -> None:
         """Template text: its markers become tokens, the rest joins the text around it."""
+        text = text.removeprefix(self._written)
+        self._written = ""
         for number, piece in enumerate(self._encoder._marker_pattern.split(text)):
             if number % 2:
                 self._put_marker(piece, supervised=False)
@@ -179,12 +188,13 @@ class _Writer:
                 self._put_image()
             self._pending += piece
 
-    def add_answer(self, text: str, stop: str) -> None:
-        """An answer and its stop marker, both supervised."""
+    def add_answer(self, text: str, stop: str, supervised: bool) -> None:
+        """An answer and its stop marker, which the next header begins with."""
         before = self._take_pending()
         self._put(self._encoder.text_ids(before), supervised=False)
-        self._put(self._encoder.text_ids(text, before or None), supervised=True)
-        self._put_marker(stop, supervised=True)
+        self._put(self._encoder.text_ids(text, before or None), supervised)
+        self._put_marker(stop, supervised)
+        self._written = stop
 
     def flush(self) -> None:
         """Write the text that is held back."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from internvl_chat.constants import GROUNDING_TOKENS, SPECIAL_TOKENS
-from internvl_chat.data.template import Template
+from internvl_chat.data.template import Framing
 from internvl_chat.data.tiles import ImageBackend, TileSettings
 from internvl_chat.data.tokens import Encoder
 from internvl_chat.errors import CheckpointError, ConfigError, nearest
@@ -107,7 +107,7 @@ def assemble(model: InternVLChatModel, tokenizer: Any, image_backend: ImageBacke
     )
 
 
-def _special_ids(tokenizer: Any, template: Template) -> frozenset[int]:
+def _special_ids(tokenizer: Any, template: Framing) -> frozenset[int]:
     """ids of all special tokens but those of grounding, which are part of an answer (and special in the releases)."""
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = set(tokenizer.convert_tokens_to_ids([*template.markers, *SPECIAL_TOKENS]))

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build, write, load again, compare. Returns the exit status."""
     out = fresh_folder(args.out)
-    from internvl_chat.data.template import get_template
+    from internvl_chat.data.template import OWN_TEMPLATE, get_template
     from internvl_chat.model.build import load_config, load_model
     from internvl_chat.model.hub import find_folder
     from internvl_chat.model.parts import Parts, added_tokens, assemble
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     source = find_folder(args.checkpoint)
     config = load_config(source)
     settings = {name: getattr(config, name) for name in _KEPT}
-    settings["template"] = get_template(args.template).name
+    settings["template"] = args.template if args.template == OWN_TEMPLATE else get_template(args.template).name
     parts = Parts(source, find_folder(args.llm), None if args.fresh_mlp else source, settings=settings)
     try:
         assemble(parts, out)

@@ -15,6 +15,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from internvl_chat.data.index_build import Crew
 from internvl_chat.errors import ConfigError, DataError
 
 T = TypeVar("T")
@@ -106,6 +107,14 @@ def leave() -> None:
 def is_local_main() -> bool:
     """Whether this is the first process of its node."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def local_crew() -> Crew:
+    """The processes of this node, as those that index the data together."""
+    size = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
+    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID", "")
+    name = f"{socket.gethostname()}-{job}-{os.environ.get('MASTER_PORT', '')}".replace("/", "_")
+    return Crew(int(os.environ.get("LOCAL_RANK", "0")), size, name if size > 1 else "", barrier)
 
 
 @contextmanager

@@ -114,10 +114,8 @@ def _prepare_data(
     source: ModelSource, data: DataArguments, args: TrainArguments, resume_step: int | None
 ) -> MicroBatches:
     """Manifest -> index -> plan -> this rank's micro-batches of the whole run, or of what is left of it."""
-    with dist.local_main_first():
-        # A resumed run needs the lines it began with: a picture that was mended since stays out until the next run.
-        look_again = resume_step is None and dist.is_local_main()
-        corpus = setup.build_corpus(source.config, source.tokenizer, data, args.seed, look_again)
+    # A resumed run needs the lines it began with: a picture that was mended since stays out until the next run.
+    corpus = setup.build_corpus(source.config, source.tokenizer, data, args.seed, look_again=resume_step is None)
     schedule = setup.build_schedule(corpus, source.config, data, args)
     num_steps = args.max_steps if args.max_steps > 0 else schedule.steps_in(args.num_train_epochs)
     first_step = min(resume_step or 0, num_steps)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 from internvl_chat.config.data import DataArguments
 from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.corpus import Corpus, open_corpus
+from internvl_chat.data.fit import Limits
+from internvl_chat.data.frames import check_method
 from internvl_chat.data.loader import MicroBatches
-from internvl_chat.data.manifest import load_manifest
+from internvl_chat.data.manifest import DatasetSpec, load_manifest
 from internvl_chat.data.plan.schedule import Cost, PlanSettings, Schedule
-from internvl_chat.data.sample import Limits, SampleMaker
+from internvl_chat.data.sample import SampleMaker, VideoSettings, own_encoders
 from internvl_chat.data.tiles import TileSettings
 from internvl_chat.data.tokens import Encoder
 from internvl_chat.model.config import InternVLChatConfig
@@ -30,23 +33,47 @@ def build_corpus(
     config: InternVLChatConfig, tokenizer: Any, data: DataArguments, seed: int, look_again: bool
 ) -> Corpus:
     """Manifest -> indexed corpus. Raises ConfigError or DataError with all that is wrong."""
-    max_tiles = data.num_images_expected if data.use_packed_ds else _NO_LIMIT
-    maker = SampleMaker(
-        Encoder.from_config(tokenizer, config),
-        TileSettings.from_config(config, data.image_backend),
-        Limits(data.max_seq_length, max_tiles),
-        seed,
-    )
-    cache = Path(os.environ.get("INTERNVL_CACHE", "~/.cache/internvl_chat")).expanduser()
+    specs = load_manifest(str(data.meta_path))
+    crew = dist.local_crew()
     return open_corpus(
-        load_manifest(str(data.meta_path)),
-        maker,
-        Path(data.index_dir) if data.index_dir else cache / "index",
-        workers=data.index_workers or os.cpu_count() or 1,
-        rebuild=data.rebuild_index and dist.is_local_main(),
+        specs,
+        build_maker(specs, config, tokenizer, data, seed),
+        index_folder(data),
+        workers=data.index_workers or _cores(crew.size),
+        rebuild=data.rebuild_index,
         look_again=look_again,
         max_fault_share=data.max_fault_share,
+        crew=crew,
     )
+
+
+def build_maker(
+    specs: Sequence[DatasetSpec], config: InternVLChatConfig, tokenizer: Any, data: DataArguments, seed: int
+) -> SampleMaker:
+    """What makes the samples of these data sets under these flags. Raises ConfigError."""
+    check_method(data.sampling_method)
+    max_tiles = data.num_images_expected if data.use_packed_ds else _NO_LIMIT
+    return SampleMaker(
+        Encoder.from_config(tokenizer, config),
+        TileSettings.from_config(config, data.image_backend),
+        Limits(data.max_seq_length, max_tiles, data.long_samples),
+        seed,
+        VideoSettings(data.sampling_method, data.min_num_frame, data.max_num_frame),
+        own_encoders(specs, config, tokenizer),
+        data.remote_media,
+    )
+
+
+def index_folder(data: DataArguments) -> Path:
+    """Where indexes are kept."""
+    cache = Path(os.environ.get("INTERNVL_CACHE", "~/.cache/internvl_chat")).expanduser()
+    return Path(data.index_dir) if data.index_dir else cache / "index"
+
+
+def _cores(processes: int) -> int:
+    """Cores for each of the processes of this machine: those it is bound to, or its share of all."""
+    bound, there = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    return bound if bound < there else max(1, there // processes)
 
 
 def pack_cost(config: InternVLChatConfig) -> Cost:

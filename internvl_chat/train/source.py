@@ -17,7 +17,8 @@ from transformers.utils import is_bitsandbytes_available
 from internvl_chat.config.data import DataArguments
 from internvl_chat.config.model import ModelArguments
 from internvl_chat.config.train import TrainArguments
-from internvl_chat.data.template import get_template, template_of
+from internvl_chat.data.chat_template import template_of
+from internvl_chat.data.template import OWN_TEMPLATE, get_template
 from internvl_chat.errors import ConfigError
 from internvl_chat.log import get_logger
 from internvl_chat.model.adapter import Origin
@@ -39,6 +40,7 @@ BUILT = "assembled"
 _MODEL_FLAGS = {"vision_select_layer": "select_layer", "ps_version": "ps_version", "drop_path_rate": "drop_path_rate"}
 _DATA_FLAGS = {
     "conv_style": "template",
+    "system_message": "system_message",
     "force_image_size": "force_image_size",
     "dynamic_image_size": "dynamic_image_size",
     "use_thumbnail": "use_thumbnail",
@@ -91,11 +93,12 @@ def find_source(model: ModelArguments, data: DataArguments, args: TrainArguments
             f"{config.downsample_ratio}; leave the flag out"
         )
     check_image_size(config.image_size, config.vision_config.patch_size, config.downsample_ratio)
-    template_of(config)
+    tokenizer = load_tokenizer(folder)
+    template_of(config, tokenizer)
     new = tuple(added_tokens(folder) or ()) if model.train_new_tokens else ()
     if model.train_new_tokens and not new:
         raise ConfigError("--train_new_tokens True: building from these parts added no tokens; leave the flag out")
-    return ModelSource(folder, overrides, config, load_tokenizer(folder), fingerprint(folder), new)
+    return ModelSource(folder, overrides, config, tokenizer, fingerprint(folder), new)
 
 
 def _found(name: str | None) -> Path:
@@ -108,7 +111,8 @@ def _build(
     model: ModelArguments, data: DataArguments, args: TrainArguments, overrides: dict[str, Any], keep: bool
 ) -> Path:
     """The folder built from parts, below the output folder; on a resumed run it is there already."""
-    get_template(str(data.conv_style))  # before gigabytes are read
+    if data.conv_style != OWN_TEMPLATE:
+        get_template(str(data.conv_style))  # before gigabytes are read
     settings = {name: value for name, value in overrides.items() if name != "drop_path_rate"}
     # Fine-tuned models of this family since 1.5 have these; the class defaults are those of the first releases.
     settings |= {"downsample_ratio": data.down_sample_ratio or 0.5, "ps_version": model.ps_version or "v2"}

@@ -99,7 +99,7 @@ def test_what_is_not_there_is_refused_with_a_reason(refuse: Refuse, words: list[
     assert says in problem
 
 
-@pytest.mark.parametrize("flag", ["max_buffer_size", "log_freq", "loss_reduction_all_gather", "min_num_frame"])
+@pytest.mark.parametrize("flag", ["max_buffer_size", "log_freq", "loss_reduction_all_gather"])
 def test_what_is_always_so_is_dropped_with_a_note(required: list[str], flag: str) -> None:
     *_, notes = parse_arguments([*required, f"--{flag}", "20"])
     assert len(notes) == 1

@@ -86,9 +86,10 @@ def test_packed_stage_2_of_2_5(words: Words) -> None:
     assert train.train_sampling_strategy == "random"
     told = [note.split(" ")[0].removeprefix("--") for note in notes]
     assert sorted(told) == [
-        *("evaluation_strategy", "log_freq", "loss_reduction_all_gather", "max_buffer_size", "max_num_frame"),
-        *("min_num_frame", "remove_unused_columns", "use_fast_tokenizer", "warmup_ratio"),
+        *("evaluation_strategy", "log_freq", "loss_reduction_all_gather", "max_buffer_size"),
+        *("remove_unused_columns", "use_fast_tokenizer", "warmup_ratio"),
     ]
+    assert (data.min_num_frame, data.max_num_frame) == (8, 32)
 
 
 def test_second_finetune_of_2_0(words: Words) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from internvl_chat.data.fit import Limits
 from internvl_chat.data.manifest import DatasetSpec
-from internvl_chat.data.sample import Limits, SampleMaker
+from internvl_chat.data.sample import SampleMaker
 from internvl_chat.data.template import get_template
 from internvl_chat.data.tiles import TileSettings
 from internvl_chat.data.tokens import Encoder

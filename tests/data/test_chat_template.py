@@ -15,8 +15,9 @@ from typing import Any
 import jinja2
 import pytest
 
+from internvl_chat.data.chat_template import write_chat_template
 from internvl_chat.data.record import Turn
-from internvl_chat.data.template import TEMPLATES, chat_template, get_template
+from internvl_chat.data.template import TEMPLATES, get_template
 from internvl_chat.data.tokens import Encoder
 from internvl_chat.errors import ConfigError
 from tests.data.helpers import GOLDEN_PAIRS, TINY_PAIRS, encoder, tokenizer
@@ -60,7 +61,7 @@ def turns_of(turns: tuple[str, ...], system: str | None) -> list[Turn]:
 def jinja_of(template: str, name: str, image: str = "<image>\n") -> str:
     tok = tokenizer(name)
     adds_bos = tok.bos_token_id is not None and tok("a")["input_ids"][0] == tok.bos_token_id
-    return chat_template(get_template(template), image, tok.bos_token if adds_bos else "")
+    return write_chat_template(get_template(template), image, tok.bos_token if adds_bos else "")
 
 
 def written_ids(template: str, name: str, messages: list[dict[str, Any]], prompt: bool = False) -> list[int]:
@@ -112,7 +113,7 @@ def test_text_around_a_picture(image: str) -> None:
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
     text = tokenizer("qwen2").apply_chat_template(
         messages,
-        chat_template=chat_template(get_template("Hermes-2"), image),
+        chat_template=write_chat_template(get_template("Hermes-2"), image),
         tokenize=False,
         add_generation_prompt=True,
     )
@@ -130,7 +131,7 @@ def test_bos_comes_once_if_the_tokenizer_has_it(template: str, name: str) -> Non
 def test_old_readers_know_every_tag(template: str) -> None:
     """The tags of plain jinja, as transformers before 4.42 and other servers compile it, and no trace of its own."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    compiled = environment.from_string(chat_template(get_template(template), "<image>\n"))
+    compiled = environment.from_string(write_chat_template(get_template(template), "<image>\n"))
     t = get_template(template)
     text = compiled.render(messages=messages_of(("Q", "A"), None), add_generation_prompt=False)
     expected = f"{t.system_prefix}{t.system_message}{t.system_suffix}{t.user_prefix}Q{t.user_suffix}"
@@ -141,7 +142,7 @@ def test_a_system_message_with_every_kind_of_quote() -> None:
     odd = "a\"b'c\\n\n\t{{ x }} {% y %} {# z #} 书生 😀 \u2028 \x07"
     t = replace(get_template("internvl2_5"), system_message=odd)
     text = tokenizer("qwen2").apply_chat_template(
-        [{"role": "user", "content": "Hi"}], chat_template=chat_template(t, "<image>\n"), tokenize=False
+        [{"role": "user", "content": "Hi"}], chat_template=write_chat_template(t, "<image>\n"), tokenize=False
     )
     assert text == f"<|im_start|>system\n{odd}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
 
@@ -185,7 +186,7 @@ def test_encoder_is_the_one_of_the_template() -> None:
     expected = Encoder(tok, t, 4).encode_prompt([Turn("human", "Hi")], []).tolist()
     out = tok.apply_chat_template(
         [{"role": "user", "content": "Hi"}],
-        chat_template=chat_template(t, "", tok.bos_token),
+        chat_template=write_chat_template(t, "", tok.bos_token),
         add_generation_prompt=True,
     )
     assert out["input_ids"] == expected

@@ -15,7 +15,8 @@ import pytest
 from internvl_chat.constants import IGNORE_INDEX
 from internvl_chat.data.address import Address
 from internvl_chat.data.faults import Fault, FaultCode
-from internvl_chat.data.sample import Limits, Sample, SampleMaker
+from internvl_chat.data.fit import Limits, check_limits
+from internvl_chat.data.sample import Sample, SampleMaker, VideoSettings
 from internvl_chat.data.template import get_template
 from internvl_chat.data.tiles import TileSettings
 from tests.data.helpers import (
@@ -36,7 +37,8 @@ Edits = list[tuple[list[int], list[int]]]
 @dataclass(frozen=True)
 class Deviation:
     """``fault``: ours refuses the line. ``edits``: per tokenizer concerned, (the original's ids, ours) in order of
-    appearance. ``text``: the original fails; ours encodes the conversation with this as its system message.
+    appearance. ``text``: the original fails; ours encodes the conversation with this as its system message. ``like``:
+    ours encodes it as the original does another case.
     ``only``: the templates concerned, if not all.
     """
 
@@ -44,12 +46,13 @@ class Deviation:
     fault: FaultCode | None = None
     edits: dict[str, Edits] = field(default_factory=dict)
     text: str | None = None
+    like: str | None = None
     only: tuple[str, ...] = ()
 
 
 _OLD = ("Hermes-2", "internlm2-chat", "phi3-chat")
 _TAGS = "the number of <image> tags in human turns must be that of the pictures"
-_VIDEO = "videos are not read yet"
+_VIDEO_TAG = "a <video> tag needs no line break behind it"
 _MARKERS = "text that looks like a marker is text, never the marker"
 _CUT = "a sample that is too long is left out and listed, never cut"
 _SYSTEM = "a system turn is part of every template; the original knew it in internvl2_5 only"
@@ -62,11 +65,9 @@ DEVIATIONS: dict[str, list[Deviation]] = {
     "multi_image_no_placeholder": [Deviation(_TAGS, FaultCode.PLACEHOLDERS)],
     "multi_image_one_in_answer": [Deviation(_TAGS, FaultCode.PLACEHOLDERS)],
     "image_word_in_text_only": [Deviation(_TAGS, FaultCode.PLACEHOLDERS)],
-    "video_plain": [Deviation(_VIDEO, FaultCode.UNSUPPORTED)],
-    "video_placeholder_no_newline": [Deviation(_VIDEO, FaultCode.UNSUPPORTED)],
-    "video_multi_turn": [Deviation(_VIDEO, FaultCode.UNSUPPORTED)],
-    "video_overlong": [Deviation(_VIDEO, FaultCode.UNSUPPORTED)],
-    "system_video": [Deviation(_VIDEO, FaultCode.UNSUPPORTED)],
+    "video_placeholder_no_newline": [Deviation(_VIDEO_TAG, like="video_plain")],
+    "video_overlong": [Deviation(_CUT, FaultCode.TOO_LONG)],
+    "system_video": [Deviation(_SYSTEM, text="Be terse.")],
     "system_empty": [Deviation(_SYSTEM, text="", only=_OLD)],
     "system_image_no_placeholder": [Deviation(_SYSTEM, text="You are a terse assistant.")],
     "leading_gpt_image": [Deviation("a conversation starts with a human turn", FaultCode.TURN_ORDER)],
@@ -210,10 +211,12 @@ def make_golden_sample(name: str, template: str, tokenizer_name: str, limited: b
     case = CASES[name]
     limits = Limits(case["max_len"] if limited else NO_LIMIT, NO_LIMIT)
     tiles = TileSettings(max_tiles=GOLDEN["settings"]["max_dynamic_patch"], backend="pillow")
-    maker = SampleMaker(encoder(template, tokenizer_name, GOLDEN["settings"]["num_image_token"]), tiles, limits)
+    videos = VideoSettings("middle", GOLDEN["settings"]["min_num_frame"], GOLDEN["settings"]["max_num_frame"])
+    encode = encoder(template, tokenizer_name, GOLDEN["settings"]["num_image_token"])
+    maker = SampleMaker(encode, tiles, limits, videos=videos)
     text = json.dumps(case["item"]).encode()
-    footprint = maker.measure(text, SPEC)
-    maker.check_limits(footprint)
+    footprint = maker.measure(text, SPEC)[0]
+    check_limits(footprint, maker.limits)
     return maker.load(text, SPEC, Address("golden", 0), expected=footprint)
 
 
@@ -276,6 +279,10 @@ def test_ids_and_labels_are_the_originals_or_deviate_as_listed(name: str, templa
         with pytest.raises(Fault) as fault:
             make_golden_sample(name, template, tokenizer_name)
         assert fault.value.code is deviation.fault
+    elif deviation.like is not None:
+        sample = make_golden_sample(name, template, tokenizer_name)
+        like = golden_ids(RESULTS[deviation.like, template, tokenizer_name])
+        assert (sample.input_ids.tolist(), sample.labels.tolist()) == like
     elif deviation.text is not None:
         assert result["status"] == "error"
         check_system_turn(name, template, tokenizer_name, deviation.text)
@@ -292,8 +299,12 @@ def check_system_turn(name: str, template: str, tokenizer_name: str, system: str
     sample = make_golden_sample(name, template, tokenizer_name)
     t = get_template(template)
     _, question, answer = (turn["value"] for turn in CASES[name]["item"]["conversations"])
-    if sample.tiles_per_image:
-        question = f"<img>{'<IMG_CONTEXT>' * 256}</img>\n{question}"
+    picture = f"<img>{'<IMG_CONTEXT>' * 256}</img>\n"
+    if "<video>" in question:
+        frames = "".join(f"Frame-{number}: {picture}" for number in range(1, 7))
+        question = question.replace("<video>\n", frames)
+    elif sample.tiles_per_image:
+        question = f"{picture}{question}"
     text = f"{t.system_prefix}{system}{t.system_suffix}{t.user_prefix}{question}{t.user_suffix}"
     text += f"{t.assistant_prefix}{answer}{t.stop}{t.after}"
     assert sample.input_ids.tolist() == tokenizer(tokenizer_name)(text)["input_ids"]
@@ -319,7 +330,9 @@ def test_a_text_sample_carries_no_dummy_tile(template: str, tokenizer_name: str)
     assert sample.tiles_per_image == ()
 
 
-@pytest.mark.parametrize("name", ["multi_image_across_turns", "image_no_placeholder", "chinese_image"])
+@pytest.mark.parametrize(
+    "name", ["multi_image_across_turns", "image_no_placeholder", "chinese_image", "video_multi_turn"]
+)
 def test_number_of_tiles_is_the_originals(name: str) -> None:
     sample = make_golden_sample(name, "internvl2_5", "qwen2")
     assert len(sample.tiles) == RESULTS[name, "internvl2_5", "qwen2"]["n_tiles"] == sum(sample.tiles_per_image)

@@ -76,7 +76,8 @@ def test_every_visit_has_an_address_of_its_own(tmp_path: Path) -> None:
     addresses = [corpus.address(entry, epoch) for epoch in range(3) for entry in range(len(corpus))]
     assert len(set(addresses)) == len(addresses) == 3 * (25 + 3)
     assert {address.dataset for address in addresses} == {"notes", "more"}
-    assert corpus.annotation_of(addresses[-1]) == tmp_path / "more.jsonl"
+    record = corpus.record_of(Fault(FaultCode.STALE, "a", "b"), len(corpus) - 1, 0)
+    assert (record.file, record.line, record.stage) == (str(tmp_path / "more.jsonl"), 3, "load")
 
 
 def test_an_entry_loads_the_sample_its_footprint_promises(tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_limits_change_what_is_used_without_a_new_index(tmp_path: Path, faulty: 
 
 
 def test_codes_keep_their_numbers() -> None:
-    """They are bytes of the index: a new code gets a new number, and FORMAT in jsonl.py goes up when one changes."""
+    """They are bytes of the index: a new code gets a new number, and FORMAT in index.py goes up when one changes."""
     names = ["NONE", "NOT_JSON", "CONVERSATIONS", "TURN", "TURN_ORDER", "EMPTY_ANSWER", "PLACEHOLDERS", "MISSING_IMAGE"]
     names += ["BROKEN_IMAGE", "IMAGE_SIZE", "TOO_LONG", "TOO_MANY_TILES", "UNSUPPORTED", "STALE"]
     assert [FaultCode(number).name for number in range(len(names))] == names

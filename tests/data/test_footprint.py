@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from internvl_chat.data.address import Address
 from internvl_chat.data.faults import Fault, FaultCode
-from internvl_chat.data.jsonl import measure_line
-from tests.data.helpers import line, make_maker, png_bytes, properties, spec_of, write_noise
+from internvl_chat.data.fit import Limits, check_limits
+from internvl_chat.data.index_build import measure_line
+from tests.data.helpers import NO_LIMIT, line, make_maker, png_bytes, properties, spec_of, write_noise
 
 sides = st.one_of(st.integers(1, 2000), st.integers(1, 60))
 modes = st.sampled_from(["RGB", "L", "1", "P", "LA", "RGBA", "I;16"])
@@ -54,7 +55,7 @@ def test_footprint_is_the_size_of_the_sample(tmp_path: Path, settings: dict[str,
             (tmp_path / f"{number}.png").write_bytes(png_bytes(width, height, mode))
         spec = spec_of(tmp_path / "a.jsonl", tmp_path, data_augment=augment, max_dynamic_patch=most)
         text = json.dumps(line(*texts, image=[f"{number}.png" for number in range(len(pictures))])).encode()
-        footprint = maker.measure(text, spec)
+        footprint = maker.measure(text, spec)[0]
         sample = maker.load(text, spec, Address("notes", 0), expected=footprint)
         assert sample.footprint == footprint
         assert sample.tiles.dtype is torch.uint8
@@ -70,21 +71,21 @@ def test_limits_are_faults_that_name_the_numbers_and_the_flags(tmp_path: Path) -
     write_noise(tmp_path / "wide.png", 300, 100)
     spec = spec_of(tmp_path / "a.jsonl", tmp_path)
     text = json.dumps(line("<image>\nWhat?", "A picture.", image="wide.png")).encode()
-    whole = make_maker().measure(text, spec)
+    whole = make_maker().measure(text, spec)[0]
     assert whole.tiles == 4
     with pytest.raises(Fault, match=rf"{whole.tokens} tokens \(4 tiles\), more than max_seq_length 20; raise"):
-        make_maker(max_tokens=20).check_limits(whole)
+        check_limits(whole, Limits(20, NO_LIMIT))
     with pytest.raises(Fault, match=r"4 tiles, more than num_images_expected 3; raise --num_images_expected") as fault:
-        make_maker(max_samples_tiles=3).check_limits(whole)
+        check_limits(whole, Limits(NO_LIMIT, 3))
     assert fault.value.code is FaultCode.TOO_MANY_TILES
-    make_maker(max_tokens=whole.tokens, max_samples_tiles=4).check_limits(whole)
+    check_limits(whole, Limits(whole.tokens, 4))
 
 
 def test_a_picture_replaced_by_one_of_another_size_is_stale_on_loading(tmp_path: Path) -> None:
     maker, spec = make_maker(), spec_of(tmp_path / "a.jsonl", tmp_path)
     text = json.dumps(line("<image>\nWhat?", "A picture.", image="a.png")).encode()
     write_noise(tmp_path / "a.png", 300, 100)
-    promised = maker.measure(text, spec)
+    promised = maker.measure(text, spec)[0]
     write_noise(tmp_path / "a.png", 100, 100)
     with pytest.raises(Fault, match=r"the index says .*tiles=4.* --rebuild_index True") as fault:
         maker.load(text, spec, Address("notes", 0), expected=promised)
@@ -95,7 +96,7 @@ def test_a_picture_replaced_by_one_of_the_same_grid_is_just_read(tmp_path: Path)
     maker, spec = make_maker(), spec_of(tmp_path / "a.jsonl", tmp_path)
     text = json.dumps(line("<image>\nWhat?", "A picture.", image="a.png")).encode()
     write_noise(tmp_path / "a.png", 300, 100)
-    promised = maker.measure(text, spec)
+    promised = maker.measure(text, spec)[0]
     write_noise(tmp_path / "a.png", 600, 200)
     assert maker.load(text, spec, Address("notes", 0), expected=promised).footprint == promised
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms, ImageFile
 
 from internvl_chat.constants import MAX_IMAGE_PIXELS
 from internvl_chat.data.faults import Fault, FaultCode
 from internvl_chat.data.media import read_image, read_image_size, to_rgb
-from internvl_chat.data.storage import resolve_media
+from internvl_chat.data.storage import locate_medium
 from tests.data.helpers import png_bytes, properties, write_noise
 
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "ICO", "TGA", "JPEG2000", "AVIF", "DDS", "MPO", "SPIDER")
@@ -117,34 +117,114 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path, f
 def test_any_file_name_will_do(tmp_path: Path, name: str) -> None:
     write_noise(tmp_path / "plain.png", 5, 4)
     (tmp_path / "plain.png").rename(tmp_path / name)
-    assert read_image_size(resolve_media(str(tmp_path), name)) == (5, 4)
+    assert read_image_size(locate_medium(str(tmp_path), name)) == (5, 4)
 
 
-def test_paths_are_joined_as_in_the_original(tmp_path: Path) -> None:
-    """A root without a slash at its end; an absolute name ignores the root; "" is the working directory."""
-    assert resolve_media("root/images", "a/1.png") == Path("root/images/a/1.png")
-    assert resolve_media("root/images/", "a/1.png") == Path("root/images/a/1.png")
-    assert resolve_media("root", "/data/1.png") == Path("/data/1.png")
-    assert resolve_media("", "a/1.png") == Path("a/1.png")
+# -- kinds of pixels ------------------------------------------------------------------------------------------------
+
+ORANGE = (200, 120, 40)
 
 
-@pytest.mark.parametrize(
-    ("root", "name"), [("s3://bucket/", "a.png"), ("", "s3://bucket/a.png"), ("x", "http://y/a.png")]
-)
-def test_remote_pictures_are_refused_with_the_mend(root: str, name: str) -> None:
-    with pytest.raises(Fault, match="is remote; copy the pictures to a local folder") as fault:
-        resolve_media(root, name)
-    assert fault.value.code is FaultCode.UNSUPPORTED
+def saved(path: Path, picture: Image.Image, **options: object) -> tuple[int, ...]:
+    """The first pixel of a picture that was written and read again; it is RGB and of the size in the header."""
+    picture.save(path, **options)
+    assert Image.open(path).mode == picture.mode or path.suffix == ".webp"
+    read = read_image(path)
+    assert read.mode == "RGB"
+    assert read.size == read_image_size(path) == picture.size
+    pixel = read.getpixel((0, 0))
+    assert isinstance(pixel, tuple)
+    return pixel
 
 
-def test_the_first_frame_of_an_animation_is_the_picture(tmp_path: Path) -> None:
-    first, second = Image.new("RGB", (8, 6), (255, 0, 0)), Image.new("RGB", (8, 6), (0, 0, 255))
-    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
-    assert read_image(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
-
-
-def test_transparency_is_dropped_and_the_colours_under_it_show() -> None:
+def test_transparency_is_dropped_and_the_colours_under_it_show(tmp_path: Path) -> None:
     assert to_rgb(Image.new("RGBA", (2, 2), (10, 20, 30, 0))).getpixel((0, 0)) == (10, 20, 30)
+    assert saved(tmp_path / "rgba.png", Image.new("RGBA", (3, 2), (*ORANGE, 0))) == ORANGE
+    assert saved(tmp_path / "la.png", Image.new("LA", (3, 2), (77, 0))) == (77, 77, 77)
+    assert saved(tmp_path / "rgba.webp", Image.new("RGBA", (3, 2), (*ORANGE, 0)), lossless=True, exact=True) == ORANGE
+    palette = Image.new("P", (3, 2), 1)
+    palette.putpalette([0, 0, 0, *ORANGE])
+    assert saved(tmp_path / "p.png", palette) == ORANGE
+    assert saved(tmp_path / "one.png", palette, transparency=1) == ORANGE
+    assert saved(tmp_path / "many.png", palette, transparency=bytes([9, 0])) == ORANGE
+    assert saved(tmp_path / "one.gif", palette, transparency=1) == ORANGE
+
+
+def test_grey_of_every_depth(tmp_path: Path) -> None:
+    assert saved(tmp_path / "1.png", Image.new("1", (3, 2), 1)) == (255, 255, 255)
+    assert saved(tmp_path / "l.png", Image.new("L", (3, 2), 90)) == (90, 90, 90)
+    deep = Image.fromarray(np.full((2, 3), 25700, np.uint16))
+    assert saved(tmp_path / "16.png", deep) == (100, 100, 100)
+    assert saved(tmp_path / "16.tif", deep) == (100, 100, 100)
+    assert saved(tmp_path / "8in16.png", Image.fromarray(np.full((2, 3), 90, np.uint16))) == (90, 90, 90)
+    assert saved(tmp_path / "32.tif", Image.fromarray(np.full((2, 3), 70000, np.int32))) == (255, 255, 255)
+
+
+def test_floats_are_refused(tmp_path: Path) -> None:
+    Image.new("F", (3, 2), 0.5).save(tmp_path / "f.tif")
+    for read in (read_image, read_image_size):
+        with pytest.raises(Fault, match=r"f\.tif' holds floats; convert it to an 8-bit PNG or JPEG") as fault:
+            read(tmp_path / "f.tif")
+        assert fault.value.code is FaultCode.BROKEN_IMAGE
+
+
+def test_printers_colours(tmp_path: Path) -> None:
+    """(1 - C)(1 - K) and so on, computed by hand; Adobe's inverted JPEGs give the same colours."""
+    inks = (0, 100, 200, 50)
+    expected = [(255 - ink) * (255 - inks[3]) / 255 for ink in inks[:3]]
+    for name in ("cmyk.tif", "cmyk.jpg"):
+        pixel = saved(tmp_path / name, Image.new("CMYK", (16, 16), inks), quality=100)
+        assert max(abs(a - b) for a, b in zip(pixel, expected, strict=True)) <= 2
+    content = (tmp_path / "cmyk.jpg").read_bytes()
+    assert b"Adobe" in content, "Pillow writes CMYK as Adobe does, inverted"
+
+
+def test_other_colour_spaces(tmp_path: Path) -> None:
+    orange = Image.new("RGB", (16, 16), ORANGE)
+    lab = ImageCms.profileToProfile(
+        orange, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    assert lab is not None
+    for name, picture in (("lab.tif", lab), ("ycbcr.tif", orange.convert("YCbCr"))):
+        pixel = saved(tmp_path / name, picture)
+        assert max(abs(a - b) for a, b in zip(pixel, ORANGE, strict=True)) <= 3
+    pixel = to_rgb(orange.convert("HSV")).getpixel((0, 0))
+    assert isinstance(pixel, tuple)
+    assert max(abs(a - b) for a, b in zip(pixel, ORANGE, strict=True)) <= 3
+
+
+def test_orientation_and_profiles_are_ignored(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert saved(tmp_path / "turned.png", Image.new("RGB", (5, 2), ORANGE), exif=exif) == ORANGE
+    assert read_image_size(tmp_path / "turned.png") == (5, 2)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    assert saved(tmp_path / "profile.png", Image.new("RGB", (5, 2), ORANGE), icc_profile=profile) == ORANGE
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
+def test_sides_of_any_length(tmp_path: Path, size: tuple[int, int]) -> None:
+    assert saved(tmp_path / "a.png", Image.new("RGB", size, ORANGE)) == ORANGE
+
+
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP"])
+def test_truncated_files_are_faults_whatever_others_told_pillow(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    (tmp_path / "a").write_bytes(FILES[name][: len(FILES[name]) * 2 // 3])
+    with pytest.raises(Fault) as fault:
+        read_image(tmp_path / "a")
+    assert fault.value.code is FaultCode.BROKEN_IMAGE
+    assert ImageFile.LOAD_TRUNCATED_IMAGES, "the setting of others is left as it was"
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.tif"])
+def test_the_first_frame_of_an_animation_is_the_picture(tmp_path: Path, name: str) -> None:
+    second = Image.new("RGB", (8, 6), (0, 0, 255))
+    options = {"lossless": True} if name == "a.webp" else {}
+    Image.new("RGB", (8, 6), (255, 0, 0)).save(tmp_path / name, save_all=True, append_images=[second], **options)
+    assert read_image(tmp_path / name).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_a_palette_with_byte_transparency_gives_no_warning(recwarn: pytest.WarningsRecorder) -> None:

@@ -173,7 +173,7 @@ def test_tiles_come_row_by_row_and_the_thumbnail_last(backend: str) -> None:
         image.paste(colour, (number % 2 * 56, number // 2 * 56, number % 2 * 56 + 56, number // 2 * 56 + 56))
     tiles = cut_tiles(image, TileSettings(56, min_tiles=4, max_tiles=4, backend=backend))  # type: ignore[arg-type]
     assert tiles.dtype is torch.uint8
-    assert tiles.is_contiguous()
+    assert tiles.is_contiguous(memory_format=torch.channels_last)
     assert [tuple(tile.flatten(1).float().mean(1).tolist()) for tile in tiles[:4]] == colours
     assert tiles.shape == (5, 3, 56, 56)
     assert tiles[4, :, 5, 5].tolist() == [255, 0, 0]

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from internvl_chat.data.address import Address
+from internvl_chat.data.fit import Limits
 from internvl_chat.data.manifest import DatasetSpec
 from internvl_chat.data.record import Turn
-from internvl_chat.data.sample import Limits, Sample, SampleMaker
+from internvl_chat.data.sample import Sample, SampleMaker
 from internvl_chat.data.tiles import TileSettings
 from internvl_chat.infer.chat import Chat
 from internvl_chat.infer.load import Loaded, load

@@ -21,9 +21,10 @@ from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.address import Address
 from internvl_chat.data.batch import Batch, pad_batch
 from internvl_chat.data.faults import Ledger
+from internvl_chat.data.fit import Limits
 from internvl_chat.data.loader import MicroBatches
 from internvl_chat.data.manifest import DatasetSpec
-from internvl_chat.data.sample import Limits, SampleMaker
+from internvl_chat.data.sample import SampleMaker
 from internvl_chat.data.template import get_template
 from internvl_chat.data.tiles import TileSettings
 from internvl_chat.data.tokens import Encoder
