@@ -28,5 +28,5 @@ MAX_IMAGE_PIXELS = 89_478_485
 # Files above these are not read: no camera makes them, and a worker would run out of memory.
 MAX_PICTURE_BYTES = 256 * 2**20
 MAX_VIDEO_BYTES = 4 * 2**30
-# Frames of a video that is decoded as a whole to be counted (animated pictures, folders, streams without times).
+# Frames of a video that is decoded as a whole to be counted (animated pictures, streams without times).
 MAX_COUNTED_FRAMES = 100_000

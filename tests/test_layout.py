@@ -33,7 +33,8 @@ LEVELS = {
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
 # Heavy, optional or picky about the machine: imported where they are used, never with the module.
-LATE = {"deepspeed", "decord", "flash_attn", "liger_kernel", "gradio", "fastapi", "uvicorn", "petrel_client", "apex"}
+LATE = {"deepspeed", "decord", "av", "fsspec", "aiohttp", "s3fs", "pyarrow", "yaml", "flash_attn", "liger_kernel"}
+LATE |= {"gradio", "fastapi", "uvicorn", "petrel_client", "apex"}
 MAY_PRINT = ("cli.py", "tools/", "infer/command.py")
 ENTRY_POINTS = ("__main__.py", "train/__main__.py")
 RANDOM_FUNCTIONS = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "manual_seed", "seed"}

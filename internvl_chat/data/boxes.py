@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from internvl_chat.data.faults import Fault, FaultCode, show
+from internvl_chat.data.faults import Fault, FaultCode, check_text, show
 
 REF_TAG, BOX_TAG = "<ref-object>", "<bbox>"
 # Names of a unit -> what the value 1.0 is of the picture's side; None: a pixel.
@@ -103,6 +103,7 @@ def _read_columns(value: dict[str, Any]) -> Objects:
 def _read_ref(number: int, ref: Any) -> str:
     if not isinstance(ref, str) or not ref.strip():
         raise _fault(f"[{number}] has the name {show(ref)}", "give a text")
+    check_text(f"key 'objects'[{number}]", ref)
     return ref
 
 

@@ -72,6 +72,16 @@ class Fault(Exception):
         return type(self), (self.code, self.reason, self.mend)
 
 
+def check_text(where: str, text: str) -> None:
+    """Raise Fault for half a surrogate pair (an emoji cut in two), which no tokenizer and no file system takes."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            what = f"{where} holds half a character ({text[error.start]!a})"
+            raise Fault(FaultCode.TURN, what, "write it whole or remove it") from error
+
+
 def show(value: object) -> str:
     """A value for a message: its start, if it is long."""
     text = repr(value)
@@ -80,7 +90,7 @@ def show(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FaultRecord:
-    """One entry of the ledger. ``line`` counts lines, items or rows of the file from 1; ``stage``: index, load or convert."""
+    """One entry of the ledger. ``line`` counts lines, items or rows from 1; ``stage``: index, load or convert."""
 
     dataset: str
     file: str

@@ -55,8 +55,9 @@ WARNINGS: Mapping[str, tuple[str, str]] = {
     "length": ("'length' in the manifest is not the number of lines", "correct or remove it; is the file whole?"),
     "unsupervised": ("a data set without a token to learn", "switch 'loss' on for answers, or leave it out"),
 }
-# More than this share of an answer's runs of RUN words were there before: it repeats itself.
-REPETITION_LIMIT = 0.4
+# An answer of whose runs of RUN words a larger share was there before repeats itself. A long text said twice stays
+# below, said three times it does not.
+REPETITION_LIMIT = 0.5
 RUN = 10
 _FEWEST_WORDS = 3 * RUN
 LONGEST_RATIO = 200

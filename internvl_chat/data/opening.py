@@ -30,6 +30,7 @@ TIMEOUT = 60
 # What is fetched of a remote file at once: a picture's header, or a video's, fits.
 BLOCK = 64 * 1024
 
+_SERVER = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -109,7 +110,8 @@ def _key(name: str, folder: bool) -> str:
 def _driven(action: Callable[[Any, str], Result], url: str) -> Result:
     """``action`` of the URL's file system. Whatever a driver raises becomes an OSError, which is tried again."""
     try:
-        return action(_driver(protocol_of(url), os.getpid()), url)
+        server = _SERVER.match(url)
+        return action(_driver(server[0] if server else url, os.getpid()), url)
     except ImportError as error:
         raise ConfigError(
             f"{shorten(url)!r} needs a package that is not installed ({first_line(error)}); "
@@ -128,9 +130,11 @@ def _driven(action: Callable[[Any, str], Result], url: str) -> Result:
 
 
 @lru_cache(maxsize=16)
-def _driver(protocol: str, process: int) -> Any:
+def _driver(server: str, process: int) -> Any:
+    """The file system of a host or bucket (``s3://bucket``)."""
     import fsspec
 
+    protocol = protocol_of(server)
     if protocol not in fsspec.available_protocols():
         raise Fault(FaultCode.UNREADABLE, f"'{protocol}://' is no protocol that fsspec knows", "check the spelling")
     options: dict[str, Any] = {}
@@ -140,8 +144,9 @@ def _driver(protocol: str, process: int) -> Any:
         options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(sock_connect=TIMEOUT, sock_read=TIMEOUT)}
     elif protocol in ("s3", "s3a"):
         options["config_kwargs"] = {"connect_timeout": TIMEOUT, "read_timeout": TIMEOUT}
+        options["use_listings_cache"] = False
     # fsspec's own cache of instances would hand a forked worker its parent's connections.
-    return fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options)
+    return fsspec.core.url_to_fs(server, skip_instance_cache=True, **options)[0]
 
 
 def _open_remote(driver: Any, url: str) -> tuple[BinaryIO, int | None]:

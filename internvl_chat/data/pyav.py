@@ -39,15 +39,18 @@ class _Packet:
     shown: bool
 
 
-def describe(file: BinaryIO, name: str) -> tuple[int, float, int, int]:
-    """(frames, frames per second or 0, width, height). Raises Fault BROKEN_VIDEO and the file's OSError."""
+def describe(file: BinaryIO, name: str, head_only: bool = False) -> tuple[int, float, int, int]:
+    """(frames, frames per second or 0, width, height). Raises Fault BROKEN_VIDEO and the file's OSError.
+
+    ``head_only``: 0 frames where all of the file would have to be read to count them.
+    """
     with _opened(file, name) as (container, stream):
         size = stream.codec_context.width, stream.codec_context.height
         fps = next((float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate), 0.0)
         fps = fps if 0 < fps <= MAX_FPS else 0.0
         frames = _frames_in_header(container, stream)
-        packets = [] if frames else _read_packets(container, stream, name)
-    if frames:
+        packets = [] if frames or head_only else _read_packets(container, stream, name)
+    if frames or head_only:
         return frames, fps, *size
     if _have_times(packets):
         return sum(packet.shown for packet in packets), fps, *size
@@ -141,7 +144,9 @@ def _opened(file: BinaryIO, name: str) -> Iterator[tuple[Any, Any]]:
     file.seek(0)
     try:
         # No protocol: a list of files that poses as a video must not make the library open them.
-        with av.open(_Borrowed(file), metadata_errors="replace", options={"protocol_whitelist": "none"}) as container:
+        # ``options`` would go to the streams, too, which crashes PyAV 16 where a demuxer finds them late (MPEG-1).
+        limits = {"protocol_whitelist": "none"}
+        with av.open(_Borrowed(file), metadata_errors="replace", container_options=limits) as container:
             yield container, _video_stream(container, name)
     except av.FFmpegError as error:
         raise _broken(name, f"cannot be decoded ({first_line(error)})") from error
@@ -162,9 +167,10 @@ def _video_stream(container: Any, name: str) -> Any:
 
 def _frames_in_header(container: Any, stream: Any) -> int:
     """Number of frames of an mp4 or mov whose header lists them all; else 0."""
-    if not container.format.name.startswith("mov") or stream.frames != len(stream.index_entries):
+    entries = getattr(stream, "index_entries", ())  # PyAV 17 and newer
+    if not container.format.name.startswith("mov") or stream.frames != len(entries):
         return 0
-    return sum(not entry.is_discard for entry in stream.index_entries)
+    return sum(not entry.is_discard for entry in entries)
 
 
 def _read_packets(container: Any, stream: Any, name: str) -> list[_Packet]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from internvl_chat.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from internvl_chat.data.boxes import Objects, fill_in_boxes, read_objects
-from internvl_chat.data.faults import Fault, FaultCode, show
+from internvl_chat.data.faults import Fault, FaultCode, check_text, show
 from internvl_chat.data.formats.table import to_internvl
 
 Role = Literal["system", "human", "gpt"]
@@ -143,16 +143,6 @@ def _refuse_preference(data: Mapping[str, Any]) -> None:
         )
 
 
-def _check_text(where: str, text: str) -> None:
-    """Raise Fault for half a surrogate pair (an emoji cut in two), which no tokenizer and no file system takes."""
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            what = f"{where} holds half a character ({text[error.start]!a})"
-            raise Fault(FaultCode.TURN, what, "write it whole or remove it") from error
-
-
 def _read_paths(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
     value = data.get(key)
     if value is None or value == "":
@@ -161,7 +151,7 @@ def _read_paths(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
         raise Fault(FaultCode.CONVERSATIONS, f"key {key!r} holds {show(value)}", "give a path or a list of paths")
     for path in paths:
-        _check_text(f"key {key!r}", path)
+        check_text(f"key {key!r}", path)
     return tuple(paths)
 
 
@@ -223,7 +213,7 @@ def _read_turn(number: int, turn: Any) -> Turn:
     if loss not in (None, True, False) or (loss and turn["from"] != "gpt"):
         mend = "give true or false, in gpt turns"
         raise Fault(FaultCode.TURN, f"{where}['loss'] is {show(loss)} in a {turn['from']} turn", mend)
-    _check_text(f"{where}['value']", turn["value"])
+    check_text(f"{where}['value']", turn["value"])
     return Turn(turn["from"], turn["value"], loss is None or bool(loss))
 
 

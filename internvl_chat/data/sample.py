@@ -97,7 +97,8 @@ class SampleMaker:
                     read_image_size(medium)  # says what is wrong
         else:
             sizes = [read_image_size(medium) for medium in media]
-        frames = [self._count_frames(video, self._locate(spec, video.name), line, spec) for video in record.videos]
+        films = [(video, self._locate(spec, video.name)) for video in record.videos]
+        frames = [self._count_frames(v, self._look_into(medium, spec), line, spec) for v, medium in films]
         fitted = self._fit(record, sizes, frames, spec)
         return fitted.footprint, fitted.cut
 
@@ -105,16 +106,13 @@ class SampleMaker:
         """The whole sample. Raises Fault, also when it is not the size that the index promised (``expected``)."""
         record = parse_record(line, spec.format, spec.columns)
         pictures = [read_image(self._locate(spec, name)) for name in record.images]
-        located = [(video, self._locate(spec, video.name)) for video in record.videos]
-        frames = [self._count_frames(video, medium, line, spec) for video, medium in located]
+        films = [_Film(video, m := self._locate(spec, video.name), read_video_info(m)) for video in record.videos]
+        frames = [self._count_frames(film.video, film.info, line, spec) for film in films]
         fitted = self._fit(record, [picture.size for picture in pictures], frames, spec)
         rng = rng_for(self.seed, address)
-        films = [
-            self._read_film(video, medium, count, spec, rng)
-            for (video, medium), count in zip(located, fitted.frames, strict=False)
-        ]
+        seen = [self._read_film(film, n, spec, rng) for film, n in zip(films, fitted.frames, strict=False)]
         augment = rng if spec.data_augment else None
-        cut = list(_cut_in_order(record.media(), pictures, fitted, films, self._tiles(spec), augment))
+        cut = list(_cut_in_order(record.media(), pictures, fitted, seen, self._tiles(spec), augment))
         empty = torch.zeros((0, 3, self.tiles.size, self.tiles.size), dtype=torch.uint8)
         tiles = torch.cat(cut) if cut else empty
         sample = Sample(address, fitted.input_ids, fitted.labels, tiles, fitted.tiles)
@@ -157,33 +155,41 @@ class SampleMaker:
         own = {"method": spec.sampling_method, "min_frames": spec.min_num_frame, "max_frames": spec.max_num_frame}
         return replace(self.videos, **{key: value for key, value in own.items() if value is not None})  # type: ignore[arg-type]
 
-    def _count_frames(self, video: Video, medium: Medium, line: bytes, spec: DatasetSpec) -> int:
-        """How many frames of a video are seen: known from the line alone, but for fpsX."""
+    def _look_into(self, medium: Medium, spec: DatasetSpec) -> VideoInfo | None:
+        """What a video is; None for one on another machine that would be fetched only to be counted."""
+        if medium.local is None and not self._videos(spec).method.startswith("fps"):
+            return None
+        return read_video_info(medium)
+
+    def _count_frames(self, video: Video, info: VideoInfo | None, line: bytes, spec: DatasetSpec) -> int:
+        """How many frames of a video are seen: known from the line alone, but for fpsX. Raises Fault (clip)."""
         settings = self._videos(spec)
-        if medium.local is None and not settings.method.startswith("fps"):
-            return draw_count(line, settings.min_frames, settings.max_frames)  # not fetched only to be counted
-        info = read_video_info(medium)
-        first, stop = _part_of(video, info)
-        if not settings.method.startswith("fps"):
+        first, stop = (0, 0) if info is None else _part_of(video, info)
+        if info is None or not settings.method.startswith("fps"):
             return draw_count(line, settings.min_frames, settings.max_frames)
         chosen = pick_frames(settings.max_frames, stop - first, settings.method, info.fps, _FIRST)
         return min(len(chosen), settings.max_frames)
 
-    def _read_film(
-        self, video: Video, medium: Medium, count: int, spec: DatasetSpec, rng: np.random.Generator
-    ) -> list[Image.Image]:
+    def _read_film(self, film: _Film, count: int, spec: DatasetSpec, rng: np.random.Generator) -> list[Image.Image]:
         """``count`` frames of the part that the line names."""
-        info = read_video_info(medium)
-        first, stop = _part_of(video, info)
-        method = self._videos(spec).method
+        first, stop = _part_of(film.video, film.info)
 
         def choose(low: int, high: int) -> int:
             return int(rng.integers(low, high))
 
-        chosen = pick_frames(count, stop - first, method, info.fps, choose)
+        chosen = pick_frames(count, stop - first, self._videos(spec).method, film.info.fps, choose)
         if len(chosen) != count:  # fpsX of a long video: as many as are allowed, spread over all of it
-            chosen = pick_frames(count, stop - first, "middle", info.fps, choose)
-        return read_frames(medium, [first + index for index in chosen])
+            chosen = pick_frames(count, stop - first, "middle", film.info.fps, choose)
+        return read_frames(film.medium, [first + index for index in chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class _Film:
+    """A video of a line, where it lies, what it is."""
+
+    video: Video
+    medium: Medium
+    info: VideoInfo
 
 
 def _part_of(video: Video, info: VideoInfo) -> tuple[int, int]:

@@ -116,7 +116,9 @@ class Medium:
 
     def is_folder(self) -> bool:
         """A folder of frames: its name ends with "/", or it is one on this machine."""
-        return self.name.endswith("/") or (self.local is not None and self.local.is_dir())
+        if self.local is not None and self.local.is_dir():
+            return True
+        return self.name.endswith("/") and not self.url.startswith("data:")
 
     def children(self) -> list[Medium]:
         """The files right inside a folder, in no order. Raises as ``open`` does."""

@@ -1,8 +1,7 @@
 """Videos -> what they are (frames, rate, size) and frames by their number; of three kinds of source.
 
-- A video file, through PyAV (``data/pyav.py``). decord can be asked for; it is not chosen by itself, because it gives
-  wrong frames for MPEG-4 part 2, MPEG-1 and AVI with B-frames and for transport streams, does not know AV1, and some
-  damaged files make it abort the process.
+- A video file, through PyAV (``data/pyav.py``). Not decord: it gives wrong frames for MPEG-4 part 2, MPEG-1 and AVI
+  with B-frames and for transport streams, does not know AV1, and some damaged files make it abort the process.
 - An animated picture (GIF, WebP, PNG), through Pillow. The rate is that of its durations on average.
 - A folder of frames (its name ends with "/", or it is one): pictures in the order of the last number in their names,
   then of the names. Such a folder says nothing of time: one frame a second is assumed.
@@ -17,10 +16,9 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import BinaryIO, TypeVar, cast
 
 from PIL import Image
 
@@ -32,7 +30,6 @@ from internvl_chat.errors import ConfigError, first_line
 
 Result = TypeVar("Result")
 
-READERS = ("auto", "av", "decord")
 ANIMATIONS = (".gif", ".webp", ".png", ".apng")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
 # Milliseconds of a frame that says 0, as browsers have it.
@@ -50,28 +47,16 @@ class VideoInfo:
     height: int
 
 
-def check_reader(reader: str) -> str:
-    """The reader that will be used: "av" or "decord". Raises ConfigError (unknown, not installed)."""
-    if reader not in READERS:
-        raise ConfigError(f"{reader!r} is no video reader; use one of {', '.join(READERS)}")
-    wanted = ("av", "decord") if reader == "auto" else (reader,)
-    for name in wanted:
-        if find_spec(name):
-            return name
-    package = "av" if "av" in wanted else "decord2"
-    raise ConfigError(f"videos need the package {' or '.join(wanted)}, which is not installed; pip install {package}")
-
-
-def read_video_info(source: Path | Medium, reader: str = "auto") -> VideoInfo:
+def read_video_info(source: Path | Medium) -> VideoInfo:
     """What a video is; of mp4 and mov from the header alone.
 
-    Raises Fault (MISSING_VIDEO, BROKEN_VIDEO, IMAGE_SIZE, UNREADABLE) and ConfigError.
+    Raises Fault (MISSING_VIDEO, BROKEN_VIDEO, IMAGE_SIZE, UNREADABLE).
     """
     medium = as_medium(source)
-    return _reading(medium, lambda: _info(medium, reader))
+    return _reading(medium, lambda: _info(medium))
 
 
-def read_frames(source: Path | Medium, indices: Sequence[int], reader: str = "auto") -> list[Image.Image]:
+def read_frames(source: Path | Medium, indices: Sequence[int]) -> list[Image.Image]:
     """RGB frames by their numbers from 0, in the order asked for; a number may come twice.
 
     Raises as ``read_video_info`` does; BROKEN_VIDEO also for frames that are not there or cannot be decoded. Small
@@ -83,26 +68,21 @@ def read_frames(source: Path | Medium, indices: Sequence[int], reader: str = "au
         return []
     if numbers[0] < 0:
         raise _broken(medium, f"has no frame {numbers[0]}")
-    found = _reading(medium, lambda: _frames(medium, numbers, reader))
+    found = _reading(medium, lambda: _frames(medium, numbers))
     lost = [number for number in numbers if number not in found]
     if lost:
         raise _broken(medium, f"gives no frame {lost[0]}: it is cut short or damaged")
     return [found[number] for number in indices]
 
 
-def _info(medium: Medium, reader: str) -> VideoInfo:
+def _info(medium: Medium) -> VideoInfo:
     if medium.is_folder():
         files = _frame_files(medium)
         info = VideoInfo(len(files), 1.0, *read_image_size(files[0]))
     elif _is_animation(medium):
         info = medium.attempt(lambda file: _animation_info(medium, file), MAX_PICTURE_BYTES)
-    elif check_reader(reader) == "av":
-        from internvl_chat.data import pyav
-
-        info = VideoInfo(*medium.attempt(lambda file: pyav.describe(file, medium.name), MAX_VIDEO_BYTES))
     else:
-        video = _decord(medium)
-        info = VideoInfo(len(video), float(video.get_avg_fps()), *reversed(video[0].shape[:2]))
+        info = _file_info(medium)
     if info.width * info.height > MAX_IMAGE_PIXELS:
         what = f"video {medium.name!r} has frames of more than {MAX_IMAGE_PIXELS} pixels"
         raise Fault(FaultCode.IMAGE_SIZE, what, "scale it down")
@@ -111,7 +91,7 @@ def _info(medium: Medium, reader: str) -> VideoInfo:
     return info
 
 
-def _frames(medium: Medium, numbers: list[int], reader: str) -> dict[int, Image.Image]:
+def _frames(medium: Medium, numbers: list[int]) -> dict[int, Image.Image]:
     if medium.is_folder():
         files = _frame_files(medium)
         return {number: read_image(files[number]) for number in numbers if number < len(files)}
@@ -119,51 +99,43 @@ def _frames(medium: Medium, numbers: list[int], reader: str) -> dict[int, Image.
         content = medium.read(MAX_PICTURE_BYTES)
         with open_picture(medium.name, BytesIO(content)) as image:
             return _animation_frames(image, numbers)
-    if check_reader(reader) == "av":
-        from internvl_chat.data import pyav
+    from internvl_chat.data import pyav
 
-        def decode(file: BinaryIO) -> dict[int, Image.Image]:
-            return pyav.decode(file, medium.name, numbers)
-
-        def copy_and_decode(file: BinaryIO) -> dict[int, Image.Image]:
-            with tempfile.TemporaryFile() as copy:
-                _copy(medium, file, copy)
-                return decode(cast(BinaryIO, copy))
-
-        # Decoding goes back and forth, which archives and networks do badly.
-        return medium.attempt(decode if medium.local is not None else copy_and_decode, MAX_VIDEO_BYTES)
-    video = _decord(medium)
-    there = [number for number in numbers if number < len(video)]
-    pixels = video.get_batch(there).asnumpy() if there else []
-    return {number: Image.fromarray(frame) for number, frame in zip(there, pixels, strict=True)}
+    return _on_this_machine(medium, lambda file: pyav.decode(file, medium.name, numbers))
 
 
-def _copy(medium: Medium, file: BinaryIO, copy: Any) -> None:
-    """The file's bytes, at most MAX_VIDEO_BYTES: an archive may say less than it holds."""
-    left = MAX_VIDEO_BYTES
-    while piece := file.read(_PIECE):
-        left -= len(piece)
-        if left < 0:
-            what = f"video {medium.name!r} has more than {MAX_VIDEO_BYTES} bytes"
-            raise Fault(FaultCode.IMAGE_SIZE, what, "cut it into pieces")
-        copy.write(piece)
-    copy.seek(0)
+def _file_info(medium: Medium) -> VideoInfo:
+    from internvl_chat.data import pyav
+
+    if medium.local is None:  # it may be far away: only its head, if that will do
+        known = medium.attempt(lambda file: pyav.describe(file, medium.name, head_only=True), MAX_VIDEO_BYTES)
+        if known[0]:
+            return VideoInfo(*known)
+    return VideoInfo(*_on_this_machine(medium, lambda file: pyav.describe(file, medium.name)))
 
 
-def _decord(medium: Medium) -> Any:
-    import decord
+def _on_this_machine(medium: Medium, action: Callable[[BinaryIO], Result]) -> Result:
+    """``action`` of the file, or of a copy: decoding goes back and forth, which archives and networks do badly."""
 
-    if medium.local is not None and not medium.local.exists():
-        raise FileNotFoundError(medium.name)
-    where = BytesIO(medium.read(MAX_VIDEO_BYTES)) if medium.local is None else str(medium.local)
-    return decord.VideoReader(where, num_threads=1)
+    def copy_first(file: BinaryIO) -> Result:
+        left = MAX_VIDEO_BYTES
+        with tempfile.TemporaryFile() as copy:
+            while piece := file.read(_PIECE):
+                left -= len(piece)
+                if left < 0:  # an archive may say less than it holds
+                    what = f"video {medium.name!r} has more than {MAX_VIDEO_BYTES} bytes"
+                    raise Fault(FaultCode.IMAGE_SIZE, what, "cut it into pieces")
+                copy.write(piece)
+            return action(cast(BinaryIO, copy))
+
+    return medium.attempt(action if medium.local is not None else copy_first, MAX_VIDEO_BYTES)
 
 
 # -- animated pictures ----------------------------------------------------------------------------------------------
 
 
 def _is_animation(medium: Medium) -> bool:
-    return medium.url.startswith("data:image/") or medium.name.partition("?")[0].lower().endswith(ANIMATIONS)
+    return medium.url.startswith("data:image/") or _file_name(medium).lower().endswith(ANIMATIONS)
 
 
 def _animation_info(medium: Medium, file: BinaryIO) -> VideoInfo:
@@ -213,7 +185,7 @@ def _frame_files(medium: Medium) -> list[Medium]:
 
 
 def _file_name(medium: Medium) -> str:
-    place = str(medium.local) if medium.local is not None else medium.member or medium.url
+    place = str(medium.local) if medium.local is not None else medium.member or medium.url.partition("?")[0]
     return PurePosixPath(place).name
 
 
@@ -229,7 +201,7 @@ def _reading(medium: Medium, action: Callable[[], Result]) -> Result:
     """``action``, with every error of data as a Fault."""
     try:
         return action()
-    except (Fault, ConfigError):
+    except (Fault, ConfigError):  # ConfigError: a package for another machine's files is missing
         raise
     except FileNotFoundError as error:
         what = f"video {medium.name!r} does not exist"

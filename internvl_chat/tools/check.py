@@ -184,10 +184,11 @@ def _epoch(view: View, corpus: Corpus) -> Epoch:
     from internvl_chat.train.setup import build_schedule
 
     schedule = build_schedule(corpus, view.config, view.data, view.train)
-    sums = (int(column.sum(dtype=np.int64)) for column in (corpus.tokens, corpus.tiles, corpus.supervised))
+    columns = (corpus.tokens, corpus.tiles, corpus.supervised)
+    tokens, tiles, supervised = (int(column.sum(dtype=np.int64)) for column in columns)
     counts = np.bincount(corpus.dataset, minlength=len(corpus.specs))
     of = {spec.name: int(count) for spec, count in zip(corpus.specs, counts, strict=True)}
-    return Epoch(len(corpus), *sums, schedule.steps_in(1), schedule.describe(), of)
+    return Epoch(len(corpus), tokens, tiles, supervised, schedule.steps_in(1), schedule.describe(), of)
 
 
 def _hints(view: View, surveys: Mapping[str, Survey], reasons: tuple[str, ...]) -> Iterator[str]:

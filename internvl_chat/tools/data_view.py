@@ -1,4 +1,4 @@
-"""What check, preview and repair share: ``META`` and the flags of a training run -> data sets as that run would see them.
+"""What check, preview and repair share: ``META`` and the flags of a run -> the data sets as that run would see them.
 
 Config and tokenizer of the checkpoint are read, never its weights; nothing is written but indexes.
 """
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _NO_MODEL = (
-    "--model_name_or_path is missing: sizes depend on template, tokenizer and tiles. Any checkpoint folder will do that "
-    "has a config and a tokenizer, weights are not read (`internvl tiny pretrained/tiny` makes one)"
+    "--model_name_or_path is missing: sizes depend on template, tokenizer and tiles. Any checkpoint folder will do "
+    "that has a config and a tokenizer, weights are not read (`internvl tiny pretrained/tiny` makes one)"
 )
 _MISSING = "--model_name_or_path is missing"
 # Wanted by the rules of a run; nothing is ever written there.
@@ -65,9 +65,18 @@ class View:
         return replace(self, specs=found)
 
 
-def add_meta(parser: argparse.ArgumentParser, add_own: Callable[[argparse.ArgumentParser], None]) -> None:
-    """``META``, the tool's own flags, and behind them any flag of ``internvl train``."""
+def add_meta(
+    parser: argparse.ArgumentParser,
+    add_own: Callable[[argparse.ArgumentParser], None],
+    extra: tuple[str, str, str] | None = None,
+) -> None:
+    """``META``, the tool's own flags, and behind them any flag of ``internvl train``.
+
+    ``extra``: (name, metavar, help) of one more argument behind META.
+    """
     parser.add_argument("meta", metavar="META", help="manifest (JSON or YAML) that names the annotations")
+    if extra is not None:
+        parser.add_argument(extra[0], metavar=extra[1], help=extra[2])
     add_own(parser)
     parser.add_argument(
         "flags",
@@ -119,8 +128,11 @@ def read_view(meta: str, flags: Sequence[str]) -> View:
 def _read_flags(meta: str, flags: Sequence[str]) -> tuple[Any, DataArguments, TrainArguments]:
     from internvl_chat.config.parse import parse_arguments
 
+    # A first word that ends in .json is a file of flags.
+    own = [f"--output_dir={_NO_OUTPUT}", f"--meta_path={meta}"]
+    file = list(flags[:1]) if flags and not flags[0].startswith("--") else []
     try:
-        model, data, train, notes = parse_arguments([*flags, f"--meta_path={meta}", f"--output_dir={_NO_OUTPUT}"])
+        model, data, train, notes = parse_arguments([*file, own[0], *flags[len(file) :], *own])
     except ConfigError as error:
         lines = [_NO_MODEL if line.startswith(_MISSING) else line for line in str(error).splitlines()]
         raise ConfigError("\n".join(lines)) from error

@@ -78,11 +78,10 @@ def test_misspelt_manifest_key_gets_the_nearest(fail: Fail, tmp_path: Path) -> N
     assert "unknown key 'repeat_times'; did you mean 'repeat_time'?" in fail(manifest=entry)
 
 
-def test_annotation_that_is_one_json_array(fail: Fail) -> None:
-    pretty = json.dumps([line_with()], indent=1).splitlines()
-    message = fail(lines=pretty)
-    assert "one JSON array, not JSONL" in message
-    assert "one object per line" in message
+def test_annotation_that_is_a_broken_json_array(fail: Fail) -> None:
+    pretty = json.dumps([line_with(), line_with()], indent=1).splitlines()
+    message = fail(lines=pretty[:-2])
+    assert "item 2" in message
 
 
 def test_unknown_template(fail: Fail) -> None:

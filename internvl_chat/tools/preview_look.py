@@ -1,0 +1,241 @@
+"""One line of an annotation as training would see it: record, pictures and their tiles, boxes, tokens and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from internvl_chat.constants import IMAGE_PLACEHOLDER
+from internvl_chat.data.address import Address
+from internvl_chat.data.annotation import LineFile, find_lines, line_offsets, look_at
+from internvl_chat.data.boxes import Grounding, box_problems, parse_boxes
+from internvl_chat.data.containers import Kind, kind_of, where
+from internvl_chat.data.faults import Fault
+from internvl_chat.data.fit import Fitted, check_limits
+from internvl_chat.data.media import read_image
+from internvl_chat.data.record import Record, parse_record, resolve_boxes
+from internvl_chat.data.sample import Sample, SampleMaker
+from internvl_chat.data.storage import locate_medium
+from internvl_chat.data.tiles import choose_grid
+from internvl_chat.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from internvl_chat.data.manifest import DatasetSpec
+    from internvl_chat.tools.data_view import View
+
+# Ids that one character may be spread over.
+_LONGEST_CHARACTER = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture: its grid (columns, rows), its tiles uint8 (N, 3, S, S), thumbnail last if there is one.
+
+    ``boxes``: those of the text that are drawn on it; ``certain``: whether the line says that they are this one's.
+    """
+
+    name: str
+    image: Image.Image
+    grid: tuple[int, int]
+    tiles: torch.Tensor
+    boxes: tuple[Grounding, ...]
+    certain: bool
+
+    @property
+    def thumbnail(self) -> bool:
+        return len(self.tiles) > self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Film:
+    """A video: the frames that are seen, one tile each, uint8 (N, 3, S, S)."""
+
+    name: str
+    clip: Any
+    frames: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of the prompt: its text, its ids (several where they are one character or all image tokens).
+
+    ``weight``: of each id in the loss; 0 = not learned.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """A line and what becomes of it. ``fault`` alone, or with all else where it is only too large."""
+
+    spec: DatasetSpec
+    place: str
+    line: bytes
+    fault: Fault | None = None
+    record: Record | None = None
+    sample: Sample | None = None
+    media: tuple[Picture | Film, ...] = ()
+    tokens: tuple[Token, ...] = ()
+    cut: str | None = None
+
+
+def read_line(view: View, spec: DatasetSpec, number: int) -> tuple[bytes, str]:
+    """A line, counted from 1, and its name for messages. No index is needed. Raises ConfigError and DataError."""
+    try:
+        lines, kind = spec.annotation, kind_of(spec.annotation)
+        if kind != "jsonl":
+            view.index_dir.mkdir(parents=True, exist_ok=True)
+            lines, kind = find_lines(spec.annotation, look_at(spec.annotation, view.index_dir), view.index_dir)
+        offsets = line_offsets(lines)
+        if not 1 <= number <= len(offsets):
+            raise ConfigError(f"--line {number}: {spec.annotation} has lines 1 to {len(offsets)}")
+        end = int(offsets[number]) if number < len(offsets) else None
+        return LineFile.of(lines).read(int(offsets[number - 1]), end), place_of(spec, kind, number)
+    except OSError as error:
+        raise DataError(f"{error.filename or spec.annotation}: {error.strerror}; it must be readable") from error
+
+
+def place_of(spec: DatasetSpec, kind: Kind, number: int) -> str:
+    """``notes.jsonl:3``"""
+    return f"{spec.annotation}{where(kind, number)}"
+
+
+def look(view: View, spec: DatasetSpec, line: bytes, number: int, place: str) -> Look:
+    """Everything about a line, counted from 1; its fault, if it has one."""
+    maker = view.maker
+    try:
+        sample = maker.load(line, spec, Address(spec.name, number - 1))
+        record, pictures, fitted = _arrange(line, spec, maker)
+        resolved = resolve_boxes(record, [picture.size for picture in pictures])
+        media = tuple(_media(record, resolved, pictures, fitted, sample))
+    except Fault as fault:
+        return Look(spec, place, line, fault)
+    too_large = None
+    try:
+        check_limits(sample.footprint, maker.limits)
+    except Fault as fault:
+        too_large = fault
+    weights = loss_weights(sample, view.data.loss_reduction)
+    image_id = maker.encoder_of(spec).image_token_id
+    tokens = tuple(split_tokens(sample.input_ids.tolist(), weights, decoder(view.tokenizer), image_id))
+    cut = None if fitted.cut is None else fitted.cut.name
+    return Look(spec, place, line, too_large, resolved, sample, media, tokens, cut)
+
+
+def _arrange(line: bytes, spec: DatasetSpec, maker: SampleMaker) -> tuple[Record, list[Image.Image], Fitted]:
+    """What the maker went through on its way to the sample, which holds only the result."""
+    record = parse_record(line, spec.format, spec.columns)
+    pictures = [read_image(locate_medium(spec.root, name, maker.remote)) for name in record.images]
+    located = [(video, locate_medium(spec.root, video.name, maker.remote)) for video in record.videos]
+    frames = [maker._count_frames(video, medium, line, spec) for video, medium in located]
+    return record, pictures, maker._fit(record, [picture.size for picture in pictures], frames, spec)
+
+
+def _media(
+    record: Record, resolved: Record, pictures: Sequence[Image.Image], fitted: Fitted, sample: Sample
+) -> Iterator[Picture | Film]:
+    """Pictures and videos in reading order, each with its part of the sample's tiles."""
+    tags = record.media()[: len(fitted.images) + len(fitted.frames)]
+    entries, first, image, video = iter(fitted.tiles), 0, 0, 0
+    drawn = boxes_by_picture(record, resolved)
+    for tag in tags:
+        if tag == IMAGE_PLACEHOLDER:
+            count = next(entries)
+            grid = choose_grid(*pictures[image].size, fitted.images[image])
+            boxes, certain = drawn[image]
+            tiles = sample.tiles[first : first + count]
+            yield Picture(record.images[image], pictures[image], grid, tiles, boxes, certain)
+            image += 1
+        else:
+            count = sum(next(entries) for _ in range(fitted.frames[video]))
+            film = record.videos[video]
+            yield Film(film.name, film.clip, sample.tiles[first : first + count])
+            video += 1
+        first += count
+
+
+def boxes_by_picture(record: Record, resolved: Record) -> list[tuple[tuple[Grounding, ...], bool]]:
+    """For each picture the boxes of the text, and whether they are its own for certain.
+
+    Text names no picture: where there are several and 'objects' does not say it either, all may be meant.
+    """
+    found = [grounding for turn in resolved.turns for grounding in parse_boxes(turn.text)]
+    count = len(record.images)
+    owners = [box.image for box in record.objects.boxes if len(box.corners[0]) == 4] if record.objects else []
+    if len(owners) == len(found) and owners:
+        return [
+            (tuple(g for g, owner in zip(found, owners, strict=True) if owner == number), True)
+            for number in range(count)
+        ]
+    return [(tuple(found), count == 1)] * count
+
+
+def problems_of(record: Record) -> list[str]:
+    """What is wrong with the boxes in the text."""
+    return [problem for turn in record.turns for problem in box_problems(turn.text)]
+
+
+def loss_weights(sample: Sample, reduction: str) -> list[float]:
+    """Weight of each token in the loss, as the trainer computes it."""
+    from internvl_chat.model.loss import token_weights
+
+    return [float(weight) for weight in token_weights(torch.from_numpy(sample.labels)[None], None, reduction)[0]]
+
+
+def decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    """ids -> text, nothing left out or tidied up."""
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    return decode
+
+
+def split_tokens(
+    ids: Sequence[int], weights: Sequence[float], decode: Callable[[Sequence[int]], str], image_id: int
+) -> Iterator[Token]:
+    """The prompt in pieces: a token each; ids that only together are a character, or image tokens in a row, are one."""
+    start = 0
+    before: tuple[int, ...] = ()
+    while start < len(ids):
+        end = start + 1
+        if ids[start] == image_id:
+            while end < len(ids) and ids[end] == image_id:
+                end += 1
+            text = decode(ids[start : start + 1])
+        else:
+            text = _text_behind(before, ids[start:end], decode)
+            while _goes_on(text, ids, weights, start, end, image_id):
+                end += 1
+                text = _text_behind(before, ids[start:end], decode)
+            if text.endswith("\ufffd"):  # no character comes of it
+                end = start + 1
+                text = _text_behind(before, ids[start:end], decode)
+        before = tuple(ids[start:end])[-_LONGEST_CHARACTER:]
+        yield Token(text, tuple(ids[start:end]), weights[start])
+        start = end
+
+
+def _goes_on(text: str, ids: Sequence[int], weights: Sequence[float], start: int, end: int, image_id: int) -> bool:
+    """Whether the next id may complete the last character."""
+    if not text.endswith("\ufffd") or end >= len(ids) or end - start >= _LONGEST_CHARACTER:
+        return False
+    return ids[end] != image_id and (weights[end] > 0) == (weights[start] > 0)
+
+
+def _text_behind(before: Sequence[int], ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str:
+    """Text of ids behind others: alone, some tokenizers drop the space that they begin with."""
+    head, whole = decode(before) if before else "", decode([*before, *ids])
+    return whole[len(head) :] if whole.startswith(head) else decode(ids)
+
+
+def visible(text: str) -> str:
+    """Text in which nothing can hide or steer a terminal: control characters as escapes, line breaks kept."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

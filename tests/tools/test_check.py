@@ -1,0 +1,183 @@
+"""``internvl check``: every trouble is named with its line, the exit status says whether training would run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from internvl_chat.errors import ConfigError, DataError
+from internvl_chat.tools import check as tool
+from internvl_chat.tools.check import check, to_json
+from internvl_chat.tools.data_view import read_view
+from tests.data.helpers import line, write_lines
+from tests.tools.troubles import DECODED, TROUBLES, data_flags, number_of, write_troubles
+
+SCHEMA: dict[str, Any] = {
+    "manifest": str, "would_train": bool, "reasons": [str], "hints": [str], "epoch": (dict, type(None)),
+    "totals": {"data_sets": int, "lines": int, "usable": int, "left_out": int, "warnings": int},
+    "data_sets": [dict],
+}  # fmt: skip
+DATASET_KEYS = {
+    "name", "annotation", "error", "lines", "usable", "held_out", "samples", "longest", "most_tiles", "cut",
+    "supervised", "answers", "tokens", "tiles", "faults", "load_faults", "warnings",
+}  # fmt: skip
+
+
+def run(*words: str) -> int:
+    """The command, as ``internvl check WORDS`` runs it."""
+    parser = argparse.ArgumentParser()
+    tool.add_arguments(parser)
+    return tool.run(parser.parse_args(words))
+
+
+def write_manifest(folder: Path, **data_sets: Any) -> Path:
+    """Manifest of text-only data sets given as lists of lines, or as whole entries."""
+    entries = {}
+    for name, lines in data_sets.items():
+        entry = lines if isinstance(lines, dict) else {"lines": lines}
+        path = write_lines(folder / f"{name}.jsonl", entry.pop("lines"))
+        entries[name] = {"root": "", "annotation": str(path), **entry}
+    (folder / "meta.json").write_text(json.dumps(entries))
+    return folder / "meta.json"
+
+
+def fits(value: Any, schema: Any) -> bool:
+    if isinstance(schema, dict):
+        return set(value) == set(schema) and all(fits(value[key], schema[key]) for key in schema)
+    if isinstance(schema, list):
+        return isinstance(value, list) and all(fits(item, schema[0]) for item in value)
+    return isinstance(value, schema)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_every_trouble_is_named_with_its_line(tmp_path: Path, tiny: Path, workers: str) -> None:
+    flags = data_flags(tiny, "--index_workers", workers, "--index_dir", str(tmp_path / "index"))
+    report = to_json(check(read_view(str(write_troubles(tmp_path)), flags), decode=True))
+    assert fits(report, SCHEMA) and report["would_train"] is False
+    (found,) = report["data_sets"]
+    assert set(found) == DATASET_KEYS
+    for name, _, code, warnings in TROUBLES:
+        number = number_of(name)
+        same = [n for n, trouble in enumerate(TROUBLES, 1) if trouble[2] == code]
+        if code is not None:
+            assert found["faults"][code]["lines"] == len(same)
+            first = {entry["line"]: entry for entry in found["faults"][code]["first"]}
+            assert list(first) == same[:3]
+            if number in first:
+                assert first[number]["reason"] and first[number]["mend"]
+                assert first[number]["file"] == str(tmp_path / "troubles.jsonl")
+        for kind in warnings:
+            assert number in [entry["line"] for entry in found["warnings"][kind]["first"]], name
+    reported = sorted(entry["line"] for tally in found["warnings"].values() for entry in tally["first"])
+    meant = sorted([n for n, trouble in enumerate(TROUBLES, 1) for _ in trouble[3]] + [number_of("turned")])
+    assert reported == meant  # and nothing else
+    truncated = found["load_faults"][DECODED["truncated"]]
+    assert (truncated["lines"], truncated["first"][0]["line"]) == (1, number_of("truncated"))
+    assert found["warnings"][DECODED["turned"]]["first"][0]["line"] == number_of("turned")
+    assert (found["lines"], found["usable"]) == (39, 39 - sum(trouble[2] is not None for trouble in TROUBLES))
+    assert found["answers"]["repetitive"] == 1 and found["longest"] > 300 >= found["tokens"]["max"]
+
+
+def test_text_json_and_nothing_else_on_stdout(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    meta, flags = str(write_troubles(tmp_path)), data_flags(tiny)
+    assert run(meta, *flags, "--json", str(tmp_path / "deep" / "r.json")) == 1
+    text = capsys.readouterr().out
+    assert f"{tmp_path / 'troubles.jsonl'}:{number_of('no such picture')}: picture" in text
+    assert "training would stop" in text and "--max_fault_share 0.52" in text and "internvl repair" in text
+    assert "20 of 39 lines left out" in text
+    assert run("--json", "-", meta, *flags) == 1  # the tool's flags may stand before META, too
+    out = capsys.readouterr().out
+    assert json.loads(out) == json.loads((tmp_path / "deep" / "r.json").read_text())
+    assert not Path("not-written").exists()
+
+
+def test_exit_status(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = [line(f"q {n}", "a") for n in range(10)]
+    clean = write_manifest(tmp_path, clean=good)
+    assert run(str(clean), *data_flags(tiny), "--strict") == 0
+    out = capsys.readouterr().out
+    assert "training would run: an epoch of 10 samples" in out and "10 steps" in out
+    warned = write_manifest(tmp_path, warned=[*good, line("space", "a ")])
+    assert run(str(warned), *data_flags(tiny)) == 0
+    assert run(str(warned), *data_flags(tiny), "--strict") == 1
+    faulty = write_manifest(tmp_path, faulty=[*good, b"{"])
+    assert run(str(faulty), *data_flags(tiny)) == 1
+    assert run(str(faulty), *data_flags(tiny), "--max_fault_share", "0.1") == 0
+    assert run(str(faulty), *data_flags(tiny), "--max_fault_share", "0.1", "--strict") == 1
+    long = write_manifest(tmp_path, long=[*good, line("word " * 400, "a")])
+    share = ("--max_fault_share", "1")
+    assert run(str(long), *data_flags(tiny), *share) == 0
+    assert run(str(long), *data_flags(tiny), *share, "--long_samples", "fail") == 1
+    assert "--long_samples is fail" in capsys.readouterr().out
+    none = write_manifest(tmp_path, none={"lines": good, "split": "eval"})
+    assert run(str(none), *data_flags(tiny)) == 1
+    assert "nothing to train on" in capsys.readouterr().out
+
+
+def test_pictures_that_fail_to_load_stop_the_run_above_the_share(tmp_path: Path, tiny: Path) -> None:
+    write_troubles(tmp_path)
+    lines = [line("<image>", "a", image="cut.png"), *(line(f"q {n}", "a") for n in range(9))]
+    meta = str(write_manifest(tmp_path, cut={"lines": lines, "root": str(tmp_path)}))
+    assert run(meta, *data_flags(tiny)) == 0
+    assert run(meta, *data_flags(tiny), "--decode") == 1
+    assert run(meta, *data_flags(tiny), "--decode", "--max_fault_share", "0.1") == 0
+
+
+def test_one_unreadable_annotation_does_not_hide_the_others(tmp_path: Path, tiny: Path) -> None:
+    meta = write_manifest(tmp_path, empty=[], held={"lines": [line("q", "a ")] * 2, "eval_share": 1.0}, bad=[line("q")])
+    report = to_json(check(read_view(str(meta), data_flags(tiny))))
+    empty, held, bad = report["data_sets"]
+    assert set(empty) == {"name", "annotation", "error"} and "empty" in empty["error"]
+    assert (held["held_out"], held["error"]) == (2, None) and list(held["warnings"]) == ["space", "duplicate"]
+    assert bad["faults"]["TURN_ORDER"]["lines"] == 1
+    assert len(report["reasons"]) == 2 and report["epoch"] is None
+
+
+def test_weights_are_not_needed_and_missing_flags_are_explained(tmp_path: Path, tiny: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in tiny.iterdir():
+        if file.suffix != ".safetensors":
+            (bare / file.name).write_bytes(file.read_bytes())
+    meta = str(write_manifest(tmp_path, clean=[line("q", "a")]))
+    assert run(meta, *data_flags(bare), "--strict") == 0
+    with pytest.raises(ConfigError, match=r"--model_name_or_path is missing: .*internvl tiny pretrained/tiny"):
+        run(meta)
+    with pytest.raises(ConfigError, match=r"--max_seq_lenght is not a flag; did you mean '--max_seq_length'"):
+        run(meta, "--model_name_or_path", str(tiny), "--max_seq_lenght", "5")
+    with pytest.raises(ConfigError, match="does not exist"):
+        run(str(tmp_path / "no.json"), *data_flags(tiny))
+    with pytest.raises(ConfigError, match="parts are built into a checkpoint"):
+        run(meta, "--vision_path", "v", "--llm_path", "l", "--conv_style", "internvl2_5")
+    with pytest.raises(ConfigError, match="is a folder"):
+        run(meta, *data_flags(tiny), "--json", str(tmp_path))
+
+
+def test_flags_of_a_file_and_what_training_would_see(tmp_path: Path, tiny: Path) -> None:
+    meta = str(write_manifest(tmp_path, twice={"lines": [line("q", "a"), line("r", "b")], "repeat_time": 2}))
+    file = tmp_path / "args.json"
+    file.write_text(json.dumps({"model_name_or_path": str(tiny), "meta_path": "elsewhere.json", "output_dir": "x"}))
+    report = to_json(check(read_view(meta, [str(file)])))
+    assert report["data_sets"][0]["samples"] == report["epoch"]["samples"] == 4
+    assert report["epoch"]["tokens"] == 2 * report["data_sets"][0]["tokens"]["sum"]
+
+
+def test_hints_name_the_flag_that_mends(tmp_path: Path, tiny: Path) -> None:
+    lines = [line("word " * 400, "a"), line("<image>", "a", image="http://example.org/a.png")]
+    meta = str(write_manifest(tmp_path, hints=lines))
+    report = to_json(check(read_view(meta, data_flags(tiny))))
+    longest = report["data_sets"][0]["longest"]
+    assert any(f"--max_seq_length {longest} takes them all" in hint for hint in report["hints"])
+    assert any("--remote_media True" in hint for hint in report["hints"])
+    again = to_json(check(read_view(meta, ["--model_name_or_path", str(tiny), "--max_seq_length", str(longest)])))
+    assert list(again["data_sets"][0]["faults"]) == ["REMOTE"]
+
+
+def test_no_data_is_one_message(tmp_path: Path, tiny: Path) -> None:
+    (tmp_path / "meta.json").write_text("{}")
+    with pytest.raises((ConfigError, DataError), match="no data set in it"):
+        run(str(tmp_path / "meta.json"), *data_flags(tiny))
