@@ -109,6 +109,8 @@ def check(view: View, decode: bool = False, show_progress: bool = False) -> Repo
     surveys, errors = [], {}
     with _quiet():
         for spec in view.specs:
+            if show_progress:
+                print(f"{spec.name}: opening\033[K", end="\r", file=sys.stderr, flush=True)
             try:
                 index = view.open(spec)
                 one = survey_dataset(spec, index, view.maker, workers=view.workers, decode=decode, progress=progress)

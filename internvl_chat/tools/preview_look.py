@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
-from internvl_chat.constants import IMAGE_PLACEHOLDER
+from internvl_chat.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from internvl_chat.data.address import Address
 from internvl_chat.data.annotation import LineFile, find_lines, line_offsets, look_at
 from internvl_chat.data.boxes import Grounding, box_problems, parse_boxes
 from internvl_chat.data.containers import Kind, kind_of, where
-from internvl_chat.data.faults import Fault
-from internvl_chat.data.fit import Fitted, check_limits
+from internvl_chat.data.faults import Cut, Fault
+from internvl_chat.data.fit import Limits, check_limits
+from internvl_chat.data.frames import draw_count
 from internvl_chat.data.media import read_image
 from internvl_chat.data.record import Record, parse_record, resolve_boxes
 from internvl_chat.data.sample import Sample, SampleMaker
 from internvl_chat.data.storage import locate_medium
-from internvl_chat.data.tiles import choose_grid
+from internvl_chat.data.tiles import TileSettings, choose_grid, count_tiles
 from internvl_chat.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 # Ids that one character may be spread over.
 _LONGEST_CHARACTER = 8
+_NO_LIMIT = 2**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +86,7 @@ class Look:
     sample: Sample | None = None
     media: tuple[Picture | Film, ...] = ()
     tokens: tuple[Token, ...] = ()
-    cut: str | None = None
+    cut: Cut | None = None
 
 
 def read_line(view: View, spec: DatasetSpec, number: int) -> tuple[bytes, str]:
@@ -112,9 +115,11 @@ def look(view: View, spec: DatasetSpec, line: bytes, number: int, place: str) ->
     maker = view.maker
     try:
         sample = maker.load(line, spec, Address(spec.name, number - 1))
-        record, pictures, fitted = _arrange(line, spec, maker)
+        record = parse_record(line, spec.format, spec.columns)
+        pictures = [read_image(locate_medium(spec.root, name, maker.remote)) for name in record.images]
         resolved = resolve_boxes(record, [picture.size for picture in pictures])
-        media = tuple(_media(record, resolved, pictures, fitted, sample))
+        media = tuple(_media(line, spec, maker, pictures, sample))
+        cut = maker.measure(line, spec)[1]
     except Fault as fault:
         return Look(spec, place, line, fault)
     too_large = None
@@ -125,40 +130,71 @@ def look(view: View, spec: DatasetSpec, line: bytes, number: int, place: str) ->
     weights = loss_weights(sample, view.data.loss_reduction)
     image_id = maker.encoder_of(spec).image_token_id
     tokens = tuple(split_tokens(sample.input_ids.tolist(), weights, decoder(view.tokenizer), image_id))
-    cut = None if fitted.cut is None else fitted.cut.name
     return Look(spec, place, line, too_large, resolved, sample, media, tokens, cut)
 
 
-def _arrange(line: bytes, spec: DatasetSpec, maker: SampleMaker) -> tuple[Record, list[Image.Image], Fitted]:
-    """What the maker went through on its way to the sample, which holds only the result."""
-    record = parse_record(line, spec.format, spec.columns)
-    pictures = [read_image(locate_medium(spec.root, name, maker.remote)) for name in record.images]
-    located = [(video, locate_medium(spec.root, video.name, maker.remote)) for video in record.videos]
-    frames = [maker._count_frames(video, medium, line, spec) for video, medium in located]
-    return record, pictures, maker._fit(record, [picture.size for picture in pictures], frames, spec)
-
-
 def _media(
-    record: Record, resolved: Record, pictures: Sequence[Image.Image], fitted: Fitted, sample: Sample
+    line: bytes, spec: DatasetSpec, maker: SampleMaker, pictures: Sequence[Image.Image], sample: Sample
 ) -> Iterator[Picture | Film]:
     """Pictures and videos in reading order, each with its part of the sample's tiles."""
-    tags = record.media()[: len(fitted.images) + len(fitted.frames)]
-    entries, first, image, video = iter(fitted.tiles), 0, 0, 0
-    drawn = boxes_by_picture(record, resolved)
-    for tag in tags:
-        if tag == IMAGE_PLACEHOLDER:
-            count = next(entries)
-            grid = choose_grid(*pictures[image].size, fitted.images[image])
+    record = parse_record(line, spec.format, spec.columns)
+    sizes = [picture.size for picture in pictures]
+    drawn = boxes_by_picture(record, resolve_boxes(record, sizes))
+    settings, frames = arrangement(line, spec, maker, record, sizes, sample.tiles_per_image)
+    entries, first, image = iter(sample.tiles_per_image), 0, 0
+    for number, tag in enumerate(record.media()):
+        film = None if tag == IMAGE_PLACEHOLDER else record.videos[number - image]
+        count = sum(next(entries, 0) for _ in range(1 if film is None else frames[number - image]))
+        tiles = sample.tiles[first : first + count]
+        if film is not None and count:
+            yield Film(film.name, film.clip, tiles)
+        elif film is None and count:
             boxes, certain = drawn[image]
-            tiles = sample.tiles[first : first + count]
+            grid = choose_grid(*sizes[image], settings)
             yield Picture(record.images[image], pictures[image], grid, tiles, boxes, certain)
-            image += 1
-        else:
-            count = sum(next(entries) for _ in range(fitted.frames[video]))
-            film = record.videos[video]
-            yield Film(film.name, film.clip, sample.tiles[first : first + count])
-            video += 1
+        image += film is None
         first += count
+
+
+def arrangement(
+    line: bytes,
+    spec: DatasetSpec,
+    maker: SampleMaker,
+    record: Record,
+    sizes: Sequence[tuple[int, int]],
+    entries: Sequence[int],
+) -> tuple[TileSettings, list[int]]:
+    """How the pictures were cut and how many frames each video has, told from the tiles of each picture and frame.
+
+    Tried in the order in which a sample is made to fit: as it is, with fewer tiles, with fewer frames.
+    """
+    whole = maker.tiles.max_tiles if spec.max_dynamic_patch is None else spec.max_dynamic_patch
+    counts = frame_counts(line, spec, maker, record)
+    longest = max(counts, default=0)
+    tries = [*((tiles, longest) for tiles in range(whole, 0, -1)), *((1, most) for most in range(longest - 1, 0, -1))]
+    part = slice(len(entries) if maker.limits.too_long == "truncate" else None)  # rounds are left away from the end
+    for most_tiles, most_frames in tries:
+        settings = replace(maker.tiles, max_tiles=most_tiles).shared_among(len(sizes))
+        frames = [min(count, most_frames) for count in counts]
+        pictures, films = iter(sizes), iter(frames)
+        made: list[int] = []
+        for tag in record.media():
+            made += [count_tiles(*next(pictures), settings)] if tag == IMAGE_PLACEHOLDER else [1] * next(films)
+        if made[part] == list(entries):
+            return settings, frames
+    raise ValueError(f"{spec.name}: tiles {list(entries)} of a line fit no way in which its media are cut")
+
+
+def frame_counts(line: bytes, spec: DatasetSpec, maker: SampleMaker, record: Record) -> list[int]:
+    """How many frames of each video are seen, before anything is done to make the sample fit."""
+    if not (spec.sampling_method or maker.videos.method).startswith("fps"):
+        low, high = maker.videos.min_frames, maker.videos.max_frames
+        return [draw_count(line, spec.min_num_frame or low, spec.max_num_frame or high)] * len(record.videos)
+    plain = replace(spec, format=None, columns=None)
+    unlimited = replace(maker, limits=Limits(_NO_LIMIT, _NO_LIMIT))
+    turns = [{"from": "human", "value": VIDEO_PLACEHOLDER}, {"from": "gpt", "value": "-"}]
+    alone = [{"video": video.name, "clip": video.clip, "conversations": turns} for video in record.videos]
+    return [unlimited.measure(json.dumps(item).encode(), plain)[0].tiles for item in alone]
 
 
 def boxes_by_picture(record: Record, resolved: Record) -> list[tuple[tuple[Grounding, ...], bool]]:

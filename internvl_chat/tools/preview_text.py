@@ -68,7 +68,7 @@ def size_text(look: Look) -> str:
     if look.sample is None:
         return "none"
     size = look.sample.footprint
-    cut = f", cut to fit ({look.cut})" if look.cut else ""
+    cut = f", cut to fit ({look.cut.name})" if look.cut else ""
     share = 100 * size.supervised / max(1, size.tokens)
     return f"{size.tokens} tokens, {size.tiles} tiles, {size.supervised} tokens learned ({share:.1f} %){cut}"
 

@@ -1,4 +1,4 @@
-"""``internvl preview``: what is shown is what is trained on; pages are well formed and hold nothing of others' making."""
+"""``internvl preview``: what is shown is what is trained on; pages are well formed, and what users wrote is escaped."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_tokens_are_the_samples_and_marked_as_learned_where_they_have_labels(vie
         learned = [token.weight > 0 for token in one.tokens for _ in token.ids]
         assert learned == (sample.labels != IGNORE_INDEX).tolist()
         weights = {token.weight for token in one.tokens if token.weight}
-        assert weights == {pytest.approx(sample.footprint.supervised**-0.5)}  # --loss_reduction square
+        assert list(weights) == [pytest.approx(sample.footprint.supervised**-0.5)]  # --loss_reduction square
         whole = decoder(view.tokenizer)(ids)
         runs = [token.text * (len(token.ids) if "IMG_CONTEXT" in token.text else 1) for token in one.tokens]
         assert "".join(runs) == whole
@@ -105,17 +105,11 @@ def test_pieces_join_to_the_text_with_any_tokenizer(name: str) -> None:
     tokens = list(split_tokens(ids, [0.0] * len(ids), decoder(tok), -1))
     assert "".join(token.text for token in tokens) == decoder(tok)(ids)
     assert [i for token in tokens for i in token.ids] == ids
-    half = list(
-        split_tokens(
-            ids[: next(n for n, t in enumerate(ids) if len(tokens[n].ids) > 1) + 1]
-            if any(len(t.ids) > 1 for t in tokens)
-            else ids,
-            [0.0] * len(ids),
-            decoder(tok),
-            -1,
-        )
-    )
-    assert half[-1].ids  # half a character ends in a piece of its own
+    several = next((n for n, token in enumerate(tokens) if len(token.ids) > 1), None)
+    if several is not None:  # half a character, at the end of a prompt that was cut
+        count = sum(len(token.ids) for token in tokens[:several]) + 1
+        half = list(split_tokens(ids[:count], [0.0] * count, decoder(tok), -1))
+        assert len(half) == several + 1 and half[-1].ids == (ids[count - 1],)
 
 
 def test_pictures_have_their_grid_tiles_and_boxes(view: View) -> None:
@@ -136,6 +130,30 @@ def test_pictures_have_their_grid_tiles_and_boxes(view: View) -> None:
     both = seen(view, 5).media
     assert [len(p.boxes) for p in both if isinstance(p, Picture)] == [1, 1]
     assert not any(p.certain for p in both if isinstance(p, Picture))
+
+
+@pytest.mark.parametrize("limit", ["fewer_tiles", "truncate"])
+@pytest.mark.parametrize("method", ["rand", "fps5"])
+def test_cut_samples_show_what_is_left(manifest: Path, tiny: Path, tmp_path: Path, limit: str, method: str) -> None:
+    film = ("film.gif", "wide.png", "film.gif")
+    texts = ("<video><image>", "a", "<image><video>", "b")
+    item = {**line(*texts, image=[film[1]] * 2, video=[film[0]] * 2), "clip": [None, [0.0, 0.6]]}
+    annotation = write_lines(tmp_path / "cut.jsonl", [item])
+    (tmp_path / "m.json").write_text(json.dumps({"m": {"root": str(manifest.parent), "annotation": str(annotation)}}))
+    flags = ["--model_name_or_path", str(tiny), "--max_dynamic_patch", "6", "--sampling_method", method]
+    whole = seen(read_view(str(tmp_path / "m.json"), flags), 1, "m")
+    assert whole.sample is not None and whole.cut is None
+    kinds = [type(medium) for medium in whole.media]
+    assert kinds == [Film, Picture, Picture, Film]
+    seconds = [len(medium.frames) for medium in whole.media if isinstance(medium, Film)]
+    assert (seconds == [5, 3]) if method == "fps5" else (seconds[0] == seconds[1] >= 8)
+    for less in (1, 40):  # fewer tiles are enough, or are not
+        some = [*flags, "--long_samples", limit, "--max_seq_length", str(len(whole.sample.input_ids) - less)]
+        one = seen(read_view(str(tmp_path / "m.json"), some), 1, "m")
+        assert one.sample is not None and one.cut is not None
+        assert [type(medium) for medium in one.media] == (kinds if limit == "fewer_tiles" else kinds[:2])
+        parts = [medium.frames if isinstance(medium, Film) else medium.tiles for medium in one.media]
+        assert torch.equal(torch.cat(parts), one.sample.tiles) and "cut to fit" in "\n".join(look_lines(one, False))
 
 
 def test_boxes_and_grid_are_drawn_where_they_belong(view: View) -> None:

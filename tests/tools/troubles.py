@@ -55,7 +55,7 @@ TROUBLES: list[tuple[str, Any, str | None, tuple[str, ...]]] = [
     ("sizes too few", one("<image><image>", "b", image=["a.png", "b.png"], width_list=[1], height_list=[1]),
      None, ("size",)),
     ("long picture", one("<image>\nlong", "a", image="long.png"), None, ("ratio",)),
-    ("key twice", '{"id": 7, "id": 8, "conversations": %s}' % json.dumps(conversation("twice", "a")),
+    ("key twice", b'{"id": 7, "id": 8,' + json.dumps(line("twice", "a")).encode()[1:],
      None, ("key_twice",)),
     ("no question", line(" ", "an answer"), None, ("question",)),
     ("outer space", line("space", "an answer\n"), None, ("space",)),
