@@ -23,7 +23,8 @@ from typing import Any
 from internvl_chat.errors import ConfigError, InternVLError
 from internvl_chat.log import get_logger, setup_logging
 from internvl_chat.tools.smollm2 import DEFAULT_OUT
-from internvl_chat.tools.tour_models import ask_plain, evaluate, has_bf16_units, make_start, set_system_message, tally
+from internvl_chat.tools.tour_data import SYSTEM
+from internvl_chat.tools.tour_models import ask_plain, evaluate, has_bf16_units, make_start, tally
 
 log = get_logger(__name__)
 
@@ -162,8 +163,6 @@ class Tour:
         self.train("the tower learns to see, with the tiny language model", eyes, self.seeing_flags())
         done("seeing")
         self.train("stage 1: tower and projector learn, the language model is frozen", first, self.first_flags())
-        self.show("its system message is that of the data", _python(set_system_message, first))
-        set_system_message(first)
         done("stage 1")
         before = evaluate(first, self.out / "data")
         done("evaluation 1")
@@ -221,6 +220,7 @@ class Tour:
     def first_flags(self) -> dict[str, Any]:
         """Stage 1 begins with the parts: the tower that can see, SmolLM2, a fresh projector."""
         parts = {"vision_path": self.out / "eyes", "llm_path": self.llm, "conv_style": TEMPLATE}
+        parts["system_message"] = SYSTEM  # that of the data: who chats with the model begins with it
         data = {"meta_path": self.out / "data" / "first.json", "num_train_epochs": self.size.first_epochs}
         return {**parts, **data, "bf16": has_bf16_units(), **STAGE_1}
 

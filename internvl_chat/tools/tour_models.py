@@ -42,19 +42,7 @@ def make_start(out: str | Path, seed: int = 0) -> Path:
     weights = load_file(folder / "model.safetensors")
     weights[POSITIONS] /= weights[POSITIONS].std()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    set_system_message(folder)
     return folder
-
-
-def set_system_message(folder: str | Path) -> None:
-    """Write the system message of the training data into config.json: who chats with the model begins with it."""
-    from internvl_chat.tools.tour_data import SYSTEM
-
-    path = Path(folder) / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    text = json.dumps({**config, "system_message": SYSTEM}, indent=2, ensure_ascii=False)
-    path.write_text(f"{text}\n", encoding="utf-8")
-    print(f"system_message in {path} is now {SYSTEM!r}")
 
 
 def evaluate(model: Path, data: Path) -> list[dict[str, Any]]:
