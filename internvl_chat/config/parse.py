@@ -41,8 +41,9 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     if any(flag in ("-h", "--help") for flag in argv):
         parser.parse_args(["--help"])
     actions = {action.dest: action for action in parser._actions}
-    given, problems = _read_flags(argv[1:] if argv and argv[0].endswith(".json") else argv, actions)
-    if argv and argv[0].endswith(".json"):
+    has_file = bool(argv) and argv[0].endswith(".json") and not argv[0].startswith("--")
+    given, problems = _read_flags(argv[1:] if has_file else argv, actions)
+    if has_file:
         given = {**_read_json(Path(argv[0])), **given}
     given = _without_negations(given, actions)
     unknown, bare = _find_misuse(given, actions)

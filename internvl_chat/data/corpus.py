@@ -99,7 +99,7 @@ def open_corpus(
         if maker.limits.too_long == "fail":
             _refuse_long(spec, index, maker)
         check_fault_share(spec.name, faults, len(usable), max_fault_share, explain_faults(index, spec, maker))
-        held_out = _held_out(spec, len(usable))
+        held_out = held_out_lines(spec, len(usable))
         lines.append(np.flatnonzero(usable & (held_out if split == "eval" else ~held_out)))
         _report(spec, index, maker, usable, lines[-1], split)
     columns = _entries(specs, indexes, lines)
@@ -122,7 +122,7 @@ def _refuse_long(spec: DatasetSpec, index: LineIndex, maker: SampleMaker) -> Non
     raise TooManyFaults(message, explain_faults(index, spec, maker))
 
 
-def _held_out(spec: DatasetSpec, lines: int) -> np.ndarray:
+def held_out_lines(spec: DatasetSpec, lines: int) -> np.ndarray:
     """bool (lines,): which are kept for evaluation. A line's lot does not change when the file grows."""
     if spec.split == "eval":
         return np.ones(lines, bool)

@@ -83,7 +83,12 @@ class SampleMaker:
         return json.dumps([self.encoder_of(spec).fingerprint(), tiles, root, said, limits], sort_keys=True)
 
     def measure(self, line: bytes, spec: DatasetSpec, trust_sizes: bool = False) -> tuple[Footprint, Cut | None]:
-        """Footprint from the text and the headers of its media, and what was done to make it fit. Raises Fault.
+        """Footprint of a line, and what was done to make it fit; see ``arrange``."""
+        fitted = self.arrange(line, spec, trust_sizes)
+        return fitted.footprint, fitted.cut
+
+    def arrange(self, line: bytes, spec: DatasetSpec, trust_sizes: bool = False) -> Fitted:
+        """Tokens and tiles of a line, from its text and the headers of its media. Raises Fault.
 
         ``trust_sizes``: picture sizes are taken from the line where it gives them; the files must only be there.
         Larger than the limits it may be, unless these say that samples are made to fit.
@@ -99,8 +104,7 @@ class SampleMaker:
             sizes = [read_image_size(medium) for medium in media]
         films = [(video, self._locate(spec, video.name)) for video in record.videos]
         frames = [self._count_frames(v, self._look_into(medium, spec), line, spec) for v, medium in films]
-        fitted = self._fit(record, sizes, frames, spec)
-        return fitted.footprint, fitted.cut
+        return self._fit(record, sizes, frames, spec)
 
     def load(self, line: bytes, spec: DatasetSpec, address: Address, expected: Footprint | None = None) -> Sample:
         """The whole sample. Raises Fault, also when it is not the size that the index promised (``expected``)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from internvl_chat.data.address import Address
-from internvl_chat.data.corpus import _held_out as held_out_lines
+from internvl_chat.data.corpus import held_out_lines
 from internvl_chat.data.faults import Cut, Fault, FaultCode, FaultRecord
 from internvl_chat.data.fit import Limits, check_limits
 from internvl_chat.data.index import LineIndex, usable_lines

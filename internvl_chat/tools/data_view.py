@@ -128,11 +128,8 @@ def read_view(meta: str, flags: Sequence[str]) -> View:
 def _read_flags(meta: str, flags: Sequence[str]) -> tuple[Any, DataArguments, TrainArguments]:
     from internvl_chat.config.parse import parse_arguments
 
-    # A first word that ends in .json is a file of flags.
-    own = [f"--output_dir={_NO_OUTPUT}", f"--meta_path={meta}"]
-    file = list(flags[:1]) if flags and not flags[0].startswith("--") else []
     try:
-        model, data, train, notes = parse_arguments([*file, own[0], *flags[len(file) :], *own])
+        model, data, train, notes = parse_arguments([*flags, f"--output_dir={_NO_OUTPUT}", f"--meta_path={meta}"])
     except ConfigError as error:
         lines = [_NO_MODEL if line.startswith(_MISSING) else line for line in str(error).splitlines()]
         raise ConfigError("\n".join(lines)) from error

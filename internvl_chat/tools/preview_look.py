@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
-from internvl_chat.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from internvl_chat.constants import IMAGE_PLACEHOLDER
 from internvl_chat.data.address import Address
 from internvl_chat.data.annotation import LineFile, find_lines, line_offsets, look_at
 from internvl_chat.data.boxes import Grounding, box_problems, parse_boxes
 from internvl_chat.data.containers import Kind, kind_of, where
 from internvl_chat.data.faults import Cut, Fault
-from internvl_chat.data.fit import Limits, check_limits
-from internvl_chat.data.frames import draw_count
+from internvl_chat.data.fit import Fitted, check_limits
 from internvl_chat.data.media import read_image
 from internvl_chat.data.record import Record, parse_record, resolve_boxes
-from internvl_chat.data.sample import Sample, SampleMaker
+from internvl_chat.data.sample import Sample
 from internvl_chat.data.storage import locate_medium
-from internvl_chat.data.tiles import TileSettings, choose_grid, count_tiles
+from internvl_chat.data.tiles import choose_grid
 from internvl_chat.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 
 # Ids that one character may be spread over.
 _LONGEST_CHARACTER = 8
-_NO_LIMIT = 2**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +115,7 @@ def look(view: View, spec: DatasetSpec, line: bytes, number: int, place: str) ->
         record = parse_record(line, spec.format, spec.columns)
         pictures = [read_image(locate_medium(spec.root, name, maker.remote)) for name in record.images]
         resolved = resolve_boxes(record, [picture.size for picture in pictures])
-        media = tuple(_media(line, spec, maker, pictures, sample))
-        cut = maker.measure(line, spec)[1]
+        fitted = maker.arrange(line, spec)
     except Fault as fault:
         return Look(spec, place, line, fault)
     too_large = None
@@ -127,74 +123,29 @@ def look(view: View, spec: DatasetSpec, line: bytes, number: int, place: str) ->
         check_limits(sample.footprint, maker.limits)
     except Fault as fault:
         too_large = fault
+    media = tuple(_media(record, resolved, pictures, fitted, sample.tiles))
     weights = loss_weights(sample, view.data.loss_reduction)
     image_id = maker.encoder_of(spec).image_token_id
     tokens = tuple(split_tokens(sample.input_ids.tolist(), weights, decoder(view.tokenizer), image_id))
-    return Look(spec, place, line, too_large, resolved, sample, media, tokens, cut)
+    return Look(spec, place, line, too_large, resolved, sample, media, tokens, fitted.cut)
 
 
 def _media(
-    line: bytes, spec: DatasetSpec, maker: SampleMaker, pictures: Sequence[Image.Image], sample: Sample
+    record: Record, resolved: Record, pictures: Sequence[Image.Image], fitted: Fitted, tiles: torch.Tensor
 ) -> Iterator[Picture | Film]:
-    """Pictures and videos in reading order, each with its part of the sample's tiles."""
-    record = parse_record(line, spec.format, spec.columns)
-    sizes = [picture.size for picture in pictures]
-    drawn = boxes_by_picture(record, resolve_boxes(record, sizes))
-    settings, frames = arrangement(line, spec, maker, record, sizes, sample.tiles_per_image)
-    entries, first, image = iter(sample.tiles_per_image), 0, 0
-    for number, tag in enumerate(record.media()):
-        film = None if tag == IMAGE_PLACEHOLDER else record.videos[number - image]
-        count = sum(next(entries, 0) for _ in range(1 if film is None else frames[number - image]))
-        tiles = sample.tiles[first : first + count]
-        if film is not None and count:
-            yield Film(film.name, film.clip, tiles)
-        elif film is None and count:
+    """Pictures and videos that are seen, in reading order, each with its part of the sample's tiles."""
+    drawn, parts = boxes_by_picture(record, resolved), iter(tiles.split(fitted.tiles))
+    image, video = 0, 0
+    for tag in record.media()[: len(fitted.images) + len(fitted.frames)]:
+        if tag == IMAGE_PLACEHOLDER:
             boxes, certain = drawn[image]
-            grid = choose_grid(*sizes[image], settings)
-            yield Picture(record.images[image], pictures[image], grid, tiles, boxes, certain)
-        image += film is None
-        first += count
-
-
-def arrangement(
-    line: bytes,
-    spec: DatasetSpec,
-    maker: SampleMaker,
-    record: Record,
-    sizes: Sequence[tuple[int, int]],
-    entries: Sequence[int],
-) -> tuple[TileSettings, list[int]]:
-    """How the pictures were cut and how many frames each video has, told from the tiles of each picture and frame.
-
-    Tried in the order in which a sample is made to fit: as it is, with fewer tiles, with fewer frames.
-    """
-    whole = maker.tiles.max_tiles if spec.max_dynamic_patch is None else spec.max_dynamic_patch
-    counts = frame_counts(line, spec, maker, record)
-    longest = max(counts, default=0)
-    tries = [*((tiles, longest) for tiles in range(whole, 0, -1)), *((1, most) for most in range(longest - 1, 0, -1))]
-    part = slice(len(entries) if maker.limits.too_long == "truncate" else None)  # rounds are left away from the end
-    for most_tiles, most_frames in tries:
-        settings = replace(maker.tiles, max_tiles=most_tiles).shared_among(len(sizes))
-        frames = [min(count, most_frames) for count in counts]
-        pictures, films = iter(sizes), iter(frames)
-        made: list[int] = []
-        for tag in record.media():
-            made += [count_tiles(*next(pictures), settings)] if tag == IMAGE_PLACEHOLDER else [1] * next(films)
-        if made[part] == list(entries):
-            return settings, frames
-    raise ValueError(f"{spec.name}: tiles {list(entries)} of a line fit no way in which its media are cut")
-
-
-def frame_counts(line: bytes, spec: DatasetSpec, maker: SampleMaker, record: Record) -> list[int]:
-    """How many frames of each video are seen, before anything is done to make the sample fit."""
-    if not (spec.sampling_method or maker.videos.method).startswith("fps"):
-        low, high = maker.videos.min_frames, maker.videos.max_frames
-        return [draw_count(line, spec.min_num_frame or low, spec.max_num_frame or high)] * len(record.videos)
-    plain = replace(spec, format=None, columns=None)
-    unlimited = replace(maker, limits=Limits(_NO_LIMIT, _NO_LIMIT))
-    turns = [{"from": "human", "value": VIDEO_PLACEHOLDER}, {"from": "gpt", "value": "-"}]
-    alone = [{"video": video.name, "clip": video.clip, "conversations": turns} for video in record.videos]
-    return [unlimited.measure(json.dumps(item).encode(), plain)[0].tiles for item in alone]
+            grid = choose_grid(*pictures[image].size, fitted.images[image])
+            yield Picture(record.images[image], pictures[image], grid, next(parts), boxes, certain)
+            image += 1
+        else:
+            film = record.videos[video]
+            yield Film(film.name, film.clip, torch.cat([next(parts) for _ in range(fitted.frames[video])]))
+            video += 1
 
 
 def boxes_by_picture(record: Record, resolved: Record) -> list[tuple[tuple[Grounding, ...], bool]]:
