@@ -81,13 +81,14 @@ def open_indexes(
     jobs: list[_Job] = []
     with crew.first():  # one process reads and unpacks the files; the others find its notes
         jobs += [_prepare(spec, maker, index_dir, rebuild) for spec in specs]
+    indexes = {job.path: job for job in jobs}.values()  # two data sets may share one
     with crew.together():
-        for job in (job for job in jobs if not job.done):
+        for job in (job for job in indexes if not job.done):
             with _explained(job.spec, index_dir):
                 index_build.measure_part(job.lines, job.path, job.spec, maker, workers, crew, job.known())
     with crew.together():
         if crew.rank == 0:
-            for job in jobs:
+            for job in indexes:
                 with _explained(job.spec, index_dir):
                     job.finish(maker, crew, look_again)
     return [LineIndex(LineFile.of(job.lines), job.path, job.kind) for job in jobs]
@@ -140,8 +141,7 @@ def _prepare(spec: DatasetSpec, maker: SampleMaker, index_dir: Path, rebuild: bo
         path = _path_of(spec, maker, index_dir, content)
         grown = content.grown_from if kind == "jsonl" and not rebuild else None
         before = None if grown is None else _path_of(spec, maker, index_dir, grown)
-        return _Job(spec, lines, kind, path, not rebuild and is_index(path), before)
-    raise AssertionError  # the block above returns or raises
+    return _Job(spec, lines, kind, path, not rebuild and is_index(path), before)
 
 
 def _path_of(spec: DatasetSpec, maker: SampleMaker, index_dir: Path, content: Content) -> Path:

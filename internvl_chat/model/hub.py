@@ -13,13 +13,15 @@ from internvl_chat.errors import CheckpointError, first_line
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Configs, tokenizers, safetensors and the code that travels with them; no second copy as .bin, no example pictures.
-_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
+_WEIGHTS = ["*.safetensors"]
 
 
-def find_folder(name: str | Path) -> Path:
+def find_folder(name: str | Path, weights: bool = True) -> Path:
     """The folder itself, or that of a hub model: from the hub's cache, downloaded into it if need be.
 
-    Raises CheckpointError for what is neither, and where the hub cannot be reached.
+    Without ``weights`` only configs and tokenizer are. Raises CheckpointError for what is neither, and where the hub
+    cannot be reached.
     """
     folder = Path(name).expanduser()
     if folder.exists():
@@ -28,7 +30,7 @@ def find_folder(name: str | Path) -> Path:
     if not _NAME.fullmatch(str(name)) or folder.parent.is_dir():
         raise CheckpointError(f"{name}: no such folder; check the path")
     try:
-        return Path(snapshot_download(str(name), allow_patterns=_FILES))
+        return Path(snapshot_download(str(name), allow_patterns=_FILES + _WEIGHTS * weights))
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"{name}: neither a folder nor a model on the hub; check the name") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:

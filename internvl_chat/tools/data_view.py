@@ -116,7 +116,7 @@ def read_view(meta: str, flags: Sequence[str]) -> View:
     library_logging.set_verbosity_warning()
     model, data, train = _read_flags(meta, flags)
     specs = load_manifest(meta)
-    folder = find_folder(str(model.model_name_or_path))
+    folder = find_folder(str(model.model_name_or_path), weights=False)
     config = load_config(folder, checkpoint_overrides(model, data))
     check_image_size(config.image_size, config.vision_config.patch_size, config.downsample_ratio)
     tokenizer = load_tokenizer(folder)

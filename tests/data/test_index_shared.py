@@ -74,6 +74,13 @@ def test_processes_of_a_machine_share_the_work_and_get_the_same_index(tmp_path: 
     assert {path.suffix for path in (tmp_path / "shared").iterdir()} == {".npy", ".json"}
 
 
+def test_two_data_sets_of_one_file_share_an_index(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", lines_of(300))
+    one, two = open_indexes([spec_of(path, name="a"), spec_of(path, name="b")], make_maker(), tmp_path / "index")
+    assert one == two
+    assert len(one) == 300
+
+
 def test_two_jobs_that_build_the_same_index_do_not_mix_their_parts(tmp_path: Path) -> None:
     spec = spec_of(write_lines(tmp_path / "a.jsonl", lines_of(700)))
     expected = open_index(spec, make_maker(), tmp_path / "alone").table
