@@ -119,10 +119,13 @@ def write_noise(path: Path, width: int, height: int, seed: int = 0, mode: str = 
     return path
 
 
-def png_bytes(width: int, height: int, mode: str = "RGB") -> bytes:
-    """The file of a picture of one colour; quick, whatever its size."""
+def picture_bytes(width: int, height: int, mode: str = "RGB") -> bytes:
+    """The file of a picture of one colour; quick, whatever its size. PNG, or TIFF for what PNG cannot hold."""
     buffer = io.BytesIO()
-    Image.new(mode, (width, height)).save(buffer, format="PNG", compress_level=1)
+    if mode in ("CMYK", "YCbCr"):
+        Image.new(mode, (width, height)).save(buffer, format="TIFF", compression="tiff_lzw")
+    else:
+        Image.new(mode, (width, height)).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 

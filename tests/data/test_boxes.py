@@ -24,7 +24,7 @@ from internvl_chat.data.boxes import (
 )
 from internvl_chat.data.faults import Fault, FaultCode
 from internvl_chat.data.record import parse_record, resolve_boxes
-from tests.data.helpers import line, make_maker, png_bytes, properties, spec_of, tokenizer
+from tests.data.helpers import line, make_maker, picture_bytes, properties, spec_of, tokenizer
 
 # A bus from (20, 10) to (60, 40) in a picture of 200 x 100: 100, 100, 300, 400 thousandths.
 BUS = "<ref>bus</ref><box>[[100, 100, 300, 400]]</box>"
@@ -100,7 +100,7 @@ def test_a_box_is_clipped_to_the_picture(corners: tuple[float, ...], expected: l
     ],
 )
 def test_what_cannot_be_meant_is_a_fault(tmp_path: Path, objects: Any, says: str) -> None:
-    (tmp_path / "a.png").write_bytes(png_bytes(200, 100))
+    (tmp_path / "a.png").write_bytes(picture_bytes(200, 100))
     item = line("<image>\nFind <ref-object>", "<bbox>", image="a.png", objects=objects)
     with pytest.raises(Fault) as fault:
         make_maker().measure(json.dumps(item).encode(), spec_of(tmp_path / "a.jsonl", tmp_path))
@@ -109,7 +109,7 @@ def test_what_cannot_be_meant_is_a_fault(tmp_path: Path, objects: Any, says: str
 
 
 def test_a_sample_has_its_boxes_as_tokens(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png_bytes(200, 100))
+    (tmp_path / "a.png").write_bytes(picture_bytes(200, 100))
     item = line("<image>\nFind <ref-object>", "Here: <bbox>", image="a.png", objects=FORMS[0])
     plain = line("<image>\nFind <ref>bus</ref>", "Here: <box>[[100, 100, 300, 400]]</box>", image="a.png")
     maker, spec = make_maker(), spec_of(tmp_path / "a.jsonl", tmp_path)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from internvl_chat.data.containers import kind_of, read_lines, where, write_lines
 from internvl_chat.errors import ConfigError, DataError
-from tests.data.helpers import png_bytes, properties
+from tests.data.helpers import picture_bytes, properties
 
 json_values = st.recursive(
     st.one_of(
@@ -240,7 +240,7 @@ def test_rows_come_back(tmp_path: Path, texts: list[str]) -> None:
 
 
 def test_pictures_and_odd_types_become_json(tmp_path: Path) -> None:
-    png = png_bytes(3, 2)
+    png = picture_bytes(3, 2)
     url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     path = write_parquet(
         tmp_path,

@@ -15,10 +15,10 @@ from internvl_chat.data.address import Address
 from internvl_chat.data.faults import Fault, FaultCode
 from internvl_chat.data.fit import Limits, check_limits
 from internvl_chat.data.index_build import measure_line
-from tests.data.helpers import NO_LIMIT, line, make_maker, png_bytes, properties, spec_of, write_noise
+from tests.data.helpers import NO_LIMIT, line, make_maker, picture_bytes, properties, spec_of, write_noise
 
 sides = st.one_of(st.integers(1, 2000), st.integers(1, 60))
-modes = st.sampled_from(["RGB", "L", "1", "P", "LA", "RGBA", "I;16"])
+modes = st.sampled_from(["RGB", "L", "1", "P", "LA", "RGBA", "I;16", "CMYK", "YCbCr"])
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).map(lambda text: f"a{text}")
 
 
@@ -52,7 +52,7 @@ def test_footprint_is_the_size_of_the_sample(tmp_path: Path, settings: dict[str,
     def check(case: tuple[list[tuple[int, int, str]], list[str]], augment: bool, most: int | None) -> None:
         pictures, texts = case
         for number, (width, height, mode) in enumerate(pictures):
-            (tmp_path / f"{number}.png").write_bytes(png_bytes(width, height, mode))
+            (tmp_path / f"{number}.png").write_bytes(picture_bytes(width, height, mode))
         spec = spec_of(tmp_path / "a.jsonl", tmp_path, data_augment=augment, max_dynamic_patch=most)
         text = json.dumps(line(*texts, image=[f"{number}.png" for number in range(len(pictures))])).encode()
         footprint = maker.measure(text, spec)[0]
@@ -114,6 +114,26 @@ def test_augmentation_differs_by_visit_line_data_set_and_seed_and_by_nothing_els
     others = [Address("notes", 3, 1), Address("notes", 4, 0), Address("other", 3, 0)]
     drawn = {first, tiles(Address("notes", 3, 0), seed=1), *map(tiles, others)}
     assert len(drawn) >= 4  # 26 qualities, 5 tiles each: two draws may be alike
+
+
+def test_frames_differ_by_visit_and_seed_their_number_by_the_line_alone(tmp_path: Path) -> None:
+    (tmp_path / "film").mkdir()
+    for number in range(60):
+        write_noise(tmp_path / "film" / f"{number}.png", 28, 28, seed=number)
+    spec = spec_of(tmp_path / "a.jsonl", tmp_path, min_num_frame=2, max_num_frame=9)
+    texts = [json.dumps(line(f"<video>\nWhat {n}?", "A film.", video="film/")).encode() for n in range(8)]
+
+    def tiles(text: bytes, epoch: int = 0, seed: int = 0) -> torch.Tensor:
+        return make_maker(seed=seed).load(text, spec, Address("notes", 3, epoch)).tiles
+
+    assert torch.equal(tiles(texts[0]), tiles(texts[0]))
+    for text in texts:
+        seen = [tiles(text, *where) for where in ((0, 0), (1, 0), (0, 1))]
+        assert len({len(one) for one in seen}) == 1
+        assert 2 <= len(seen[0]) <= 9
+        assert not torch.equal(seen[0], seen[1])
+        assert not torch.equal(seen[0], seen[2])
+    assert len({len(tiles(text)) for text in texts}) > 3
 
 
 def test_loading_leaves_the_global_generators_alone(tmp_path: Path) -> None:

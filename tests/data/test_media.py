@@ -16,7 +16,7 @@ from internvl_chat.constants import MAX_IMAGE_PIXELS
 from internvl_chat.data.faults import Fault, FaultCode
 from internvl_chat.data.media import read_image, read_image_size, to_rgb
 from internvl_chat.data.storage import locate_medium
-from tests.data.helpers import png_bytes, properties, write_noise
+from tests.data.helpers import picture_bytes, properties, write_noise
 
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "ICO", "TGA", "JPEG2000", "AVIF", "DDS", "MPO", "SPIDER")
 
@@ -92,7 +92,7 @@ def test_a_folder_and_impossible_names_are_faults(tmp_path: Path) -> None:
 
 def test_a_file_cut_short_opens_for_its_size_and_fails_on_reading(tmp_path: Path) -> None:
     """The index looks at headers only, so such a file is found on loading."""
-    content = png_bytes(300, 200)
+    content = picture_bytes(300, 200)
     (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
     assert read_image_size(tmp_path / "a.png") == (300, 200)
     with pytest.raises(Fault, match=r"a\.png' cannot be decoded \(.+\); replace the file"):
@@ -104,7 +104,7 @@ def test_a_file_cut_short_opens_for_its_size_and_fails_on_reading(tmp_path: Path
 def test_a_picture_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path, factor: float) -> None:
     """Pillow warns above its limit and raises above twice that; both are refused here."""
     side = int((MAX_IMAGE_PIXELS * factor) ** 0.5) + 1
-    header = bytearray(png_bytes(1, 1))
+    header = bytearray(picture_bytes(1, 1))
     header[16:24] = side.to_bytes(4, "big") * 2
     header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
     (tmp_path / "huge.png").write_bytes(bytes(header))

@@ -24,7 +24,7 @@ from internvl_chat.data.faults import Fault, FaultCode
 from internvl_chat.data.media import read_image, read_image_size
 from internvl_chat.data.storage import Medium, locate_medium
 from internvl_chat.errors import ConfigError
-from tests.data.helpers import png_bytes, write_noise
+from tests.data.helpers import picture_bytes, write_noise
 from tests.data.serving import web_server
 
 MEND = "pass --remote_media True to read it over the network, or copy it to a local folder"
@@ -101,7 +101,7 @@ def test_bytes_are_limited_before_they_are_read(tmp_path: Path) -> None:
 
 
 def test_a_picture_within_the_line() -> None:
-    url = "data:image/png;base64," + base64.b64encode(png_bytes(7, 5)).decode()
+    url = "data:image/png;base64," + base64.b64encode(picture_bytes(7, 5)).decode()
     medium = locate_medium("s3://anywhere", url)
     assert read_image_size(medium) == read_image(medium).size == (7, 5)
     assert len(medium.name) < 80
@@ -324,9 +324,9 @@ def test_any_file_system_of_fsspec(tmp_path: Path) -> None:
     import fsspec
 
     memory = fsspec.filesystem("memory")
-    memory.pipe("/bucket/sub/a.png", png_bytes(6, 3))
+    memory.pipe("/bucket/sub/a.png", picture_bytes(6, 3))
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as file:
-        file.writestr("in/a.png", png_bytes(6, 3))
+        file.writestr("in/a.png", picture_bytes(6, 3))
     memory.pipe("/bucket/b.zip", (tmp_path / "b.zip").read_bytes())
     for root, name in (
         ("memory://bucket", "sub/a.png"),
@@ -378,7 +378,7 @@ def test_pictures_on_a_web_server() -> None:
 
 def test_a_server_that_is_busy_or_gone() -> None:
     pytest.importorskip("aiohttp")
-    with web_server({"/a.png": png_bytes(4, 4)}) as served:
+    with web_server({"/a.png": picture_bytes(4, 4)}) as served:
         medium = replace(locate_medium(served.url, "a.png", remote=True), pauses=(0.0, 0.0))
         served.failures = 1
         assert read_image_size(medium) == (4, 4)

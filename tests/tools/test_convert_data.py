@@ -14,7 +14,7 @@ import pytest
 from internvl_chat.data.record import parse_record
 from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.tools import convert_data
-from tests.data.helpers import conversation, line, png_bytes, write_noise
+from tests.data.helpers import conversation, line, picture_bytes, write_noise
 
 OPENAI = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 SWIFT = {"query": "a", "response": "b"}
@@ -139,7 +139,7 @@ def test_nothing_is_overwritten_by_accident(tmp_path: Path) -> None:
 
 
 def test_embedded_pictures_become_files_named_by_content(tmp_path: Path, out: Path, capsys: Any) -> None:
-    red, blue = png_bytes(4, 2), png_bytes(2, 4)
+    red, blue = picture_bytes(4, 2), picture_bytes(2, 4)
     first, second = (f"data:image/x;base64,{base64.b64encode(content).decode()}" for content in (red, blue))
     broken = "data:image/png;base64,A"
     path = put(
@@ -168,7 +168,7 @@ def test_a_hugging_face_table_with_pictures_inside_becomes_lines_and_files(tmp_p
     import pyarrow
     from pyarrow import parquet
 
-    red, blue = png_bytes(4, 2), png_bytes(2, 4)
+    red, blue = picture_bytes(4, 2), picture_bytes(2, 4)
     question = [{"type": "image", "text": None}, {"type": "text", "text": "Or "}, {"type": "image", "text": None}]
     answer = [{"type": "text", "text": "b"}]
     talk = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -183,7 +183,7 @@ def test_a_hugging_face_table_with_pictures_inside_becomes_lines_and_files(tmp_p
 
 
 def test_without_a_folder_embedded_pictures_stay(tmp_path: Path, out: Path) -> None:
-    url = f"data:image/png;base64,{base64.b64encode(png_bytes(4, 2)).decode()}"
+    url = f"data:image/png;base64,{base64.b64encode(picture_bytes(4, 2)).decode()}"
     assert convert(put(tmp_path, [{**SWIFT, "images": [url]}]), out) == 0
     assert items_of(out)[0]["image"] == url
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from tests.data.helpers import conversation, line, png_bytes, write_lines, write_noise
+from tests.data.helpers import conversation, line, picture_bytes, write_lines, write_noise
 
 LOOP = " ".join(["no", "yes"] * 20)
 
@@ -81,7 +81,7 @@ def write_troubles(folder: Path, **entry: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_noise(folder / "a.png", 40, 30)
     write_noise(folder / "b.png", 30, 30, seed=1)
-    (folder / "long.png").write_bytes(png_bytes(804, 4))
+    (folder / "long.png").write_bytes(picture_bytes(804, 4))
     (folder / "text.png").write_text("no picture at all")
     whole = write_noise(folder / "cut.png", 60, 60, seed=2).read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
