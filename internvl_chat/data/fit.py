@@ -66,66 +66,57 @@ class Fitted:
         return Footprint(len(self.input_ids), sum(self.tiles), int((self.labels != IGNORE_INDEX).sum()))
 
 
-def fit(
-    record: Record,
-    sizes: Sequence[tuple[int, int]],
-    frames: Sequence[int],
-    settings: TileSettings,
-    encoder: Encoder,
-    limits: Limits,
-) -> Fitted:
-    """A conversation, whose boxes are resolved, as it is trained on.
+@dataclass(frozen=True, slots=True)
+class Material:
+    """A conversation whose boxes are resolved; (width, height) of each picture; number of frames of each video."""
 
-    ``sizes``: (width, height) of each picture; ``frames``: number of frames of each video. Raises Fault (too long) only
-    where ``limits`` says that samples are made to fit and this one cannot be.
+    record: Record
+    sizes: Sequence[tuple[int, int]]
+    frames: Sequence[int]
+
+
+def fit(material: Material, settings: TileSettings, encoder: Encoder, limits: Limits) -> Fitted:
+    """A conversation as it is trained on.
+
+    Raises Fault (too long) only where ``limits`` says that samples are made to fit and this one cannot be.
     """
-    whole = _arrange(record, sizes, frames, settings.shared_among(len(sizes)), encoder)
+    whole = _arrange(material, settings.shared_among(len(material.sizes)), encoder)
     if not limits.cuts or _fits(whole, limits):
         return whole
-    if limits.too_long == "truncate":
-        fitted = _with_fewer_rounds(record, sizes, frames, settings, encoder, limits)
-    else:
-        fitted = _with_fewer_tiles(record, sizes, frames, settings, encoder, limits)
+    shrink = _with_fewer_rounds if limits.too_long == "truncate" else _with_fewer_tiles
+    fitted = shrink(material, settings, encoder, limits)
     if fitted is None:
         check_limits(whole.footprint, limits)
     return fitted or whole
 
 
-def _arrange(
-    record: Record, sizes: Sequence[tuple[int, int]], frames: Sequence[int], shared: TileSettings, encoder: Encoder
-) -> Fitted:
+def _arrange(material: Material, shared: TileSettings, encoder: Encoder) -> Fitted:
     """``shared``: the settings of each picture, its share of the sample's tile limit in them."""
-    pictures = iter([count_tiles(*size, shared) for size in sizes])
+    record, frames = material.record, material.frames
+    pictures = iter([count_tiles(*size, shared) for size in material.sizes])
     videos = iter(frames)
     tiles: list[int] = []
     for tag in record.media():
         tiles += [next(pictures)] if tag == IMAGE_PLACEHOLDER else [1] * next(videos)
     turns = expand_videos(record.turns, frames) if frames else record.turns
     ids, labels = encoder.encode(turns, tiles)
-    return Fitted(ids, labels, tuple(tiles), (shared,) * len(sizes), tuple(frames))
+    return Fitted(ids, labels, tuple(tiles), (shared,) * len(material.sizes), tuple(frames))
 
 
 def _fits(fitted: Fitted, limits: Limits) -> bool:
     return len(fitted.input_ids) <= limits.max_tokens and sum(fitted.tiles) <= limits.max_tiles
 
 
-def _with_fewer_tiles(
-    record: Record,
-    sizes: Sequence[tuple[int, int]],
-    frames: Sequence[int],
-    settings: TileSettings,
-    encoder: Encoder,
-    limits: Limits,
-) -> Fitted | None:
+def _with_fewer_tiles(material: Material, settings: TileSettings, encoder: Encoder, limits: Limits) -> Fitted | None:
     """The most tiles per sample that fit; if one per picture is too many, also the most frames per video."""
 
     def cut_to(most_tiles: int, most_frames: int) -> Fitted:
-        fewer = replace(settings, max_tiles=most_tiles).shared_among(len(sizes))
-        kept = [min(count, most_frames) for count in frames]
-        return replace(_arrange(record, sizes, kept, fewer, encoder), cut=Cut.FEWER_TILES)
+        fewer = replace(settings, max_tiles=most_tiles).shared_among(len(material.sizes))
+        kept = replace(material, frames=[min(count, most_frames) for count in material.frames])
+        return replace(_arrange(kept, fewer, encoder), cut=Cut.FEWER_TILES)
 
-    all_frames = max(frames, default=0)
-    if sizes:
+    all_frames = max(material.frames, default=0)
+    if material.sizes:
         tiles = _largest(lambda most: _fits(cut_to(most, all_frames), limits), settings.max_tiles - 1)
         if tiles:
             return cut_to(tiles, all_frames)
@@ -133,25 +124,19 @@ def _with_fewer_tiles(
     return cut_to(1, count) if count else None
 
 
-def _with_fewer_rounds(
-    record: Record,
-    sizes: Sequence[tuple[int, int]],
-    frames: Sequence[int],
-    settings: TileSettings,
-    encoder: Encoder,
-    limits: Limits,
-) -> Fitted | None:
+def _with_fewer_rounds(material: Material, settings: TileSettings, encoder: Encoder, limits: Limits) -> Fitted | None:
     """As many rounds from the start as fit, with at least one answer to learn."""
+    record = material.record
     start = 1 if record.turns[0].role == "system" else 0
     # Each picture is cut as it would be with all of them there: what is kept looks as it did.
-    shared = settings.shared_among(len(sizes))
+    shared = settings.shared_among(len(material.sizes))
 
     def first(rounds: int) -> Fitted:
         part = replace(record, turns=record.turns[: start + 2 * rounds])
         tags = part.media()
         images = tags.count(IMAGE_PLACEHOLDER)
-        kept = _arrange(part, sizes[:images], frames[: len(tags) - images], shared, encoder)
-        return replace(kept, cut=Cut.FEWER_TURNS)
+        kept = Material(part, material.sizes[:images], material.frames[: len(tags) - images])
+        return replace(_arrange(kept, shared, encoder), cut=Cut.FEWER_TURNS)
 
     rounds = _largest(lambda most: _fits(first(most), limits), (len(record.turns) - start) // 2 - 1)
     fitted = first(rounds) if rounds else None

@@ -16,7 +16,7 @@ from internvl_chat.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER
 from internvl_chat.data.address import Address, rng_for
 from internvl_chat.data.chat_template import template_of
 from internvl_chat.data.faults import Cut, Fault, FaultCode
-from internvl_chat.data.fit import Fitted, Footprint, Limits, fit
+from internvl_chat.data.fit import Fitted, Footprint, Limits, Material, fit
 from internvl_chat.data.frames import clip_range, draw_count, pick_frames
 from internvl_chat.data.manifest import DatasetSpec
 from internvl_chat.data.media import read_image, read_image_size
@@ -146,8 +146,8 @@ class SampleMaker:
     ) -> Fitted:
         for name, size in zip(record.images, sizes, strict=True):
             spec.image_limits.check(name, *size)
-        record = resolve_boxes(record, sizes)
-        return fit(record, sizes, frames, self._tiles(spec), self.encoder_of(spec), self.limits)
+        material = Material(resolve_boxes(record, sizes), sizes, frames)
+        return fit(material, self._tiles(spec), self.encoder_of(spec), self.limits)
 
     def _locate(self, spec: DatasetSpec, name: str) -> Medium:
         return locate_medium(spec.root, name, self.remote)
