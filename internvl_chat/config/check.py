@@ -188,7 +188,7 @@ RULES: tuple[Rule, ...] = (
     _new_rows,
     _required("meta_path", "the manifest that names your annotations; see playground/README.md"),
     _required("output_dir", "the folder for checkpoints and logs, e.g. work_dirs/my_run"),
-    _existing("meta_path", "a manifest (JSON)"),
+    _existing("meta_path", "a manifest (JSON or YAML)"),
     _existing("mlp_path", "a file with the projector's weights (.safetensors, .pth, .bin)"),
     _existing("new_tokens", "a text file with one token per line"),
     _number("use_llm_lora", 0, whole=True),

@@ -22,32 +22,47 @@ log = get_logger(__name__)
 _BOM = b"\xef\xbb\xbf"
 _READ_BYTES = 1 << 26
 
+# Size, time of change and number of a file.
+State = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Content:
-    """What a file held when it was last read: hash and size. ``grown_from``: the content that it went on from."""
+    """What a file held when it was read: hash and size. ``grown_from``: the content that it went on from.
+
+    ``state``: what tells that the file has not changed since.
+    """
 
     digest: str
     size: int
     grown_from: Content | None = None
+    state: State = ()
 
 
 @dataclass
 class LineFile:
     """A JSONL file that lines are read from by their offsets; picklable, each process opens its own.
 
-    ``state``: size and time of change when its content was looked at. A file that has changed since is not read:
-    offsets into it mean nothing any more.
+    A file that has changed since its content was looked at is not read: offsets into it mean nothing any more.
     """
 
     path: Path
-    state: tuple[int, int]
+    state: State
     _fd: int | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, path: Path) -> LineFile:
-        stat = path.stat()
-        return cls(path, (stat.st_size, stat.st_mtime_ns))
+        return cls(path, _state_of(path.stat()))
+
+    def check(self) -> None:
+        """Raise DataError if the file has changed."""
+        self._compare(self.path.stat())
+
+    def _compare(self, stat: os.stat_result) -> None:
+        if _state_of(stat) != self.state:
+            raise DataError(
+                f"{self.path}: changed after its index was opened, which is out of date now; start the run again"
+            )
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_fd": None}
@@ -56,11 +71,7 @@ class LineFile:
         """Bytes between two offsets (None: the end), without the line break. Raises DataError if the file changed."""
         if self._fd is None:
             self._fd = os.open(self.path, os.O_RDONLY)
-            stat = os.fstat(self._fd)
-            if (stat.st_size, stat.st_mtime_ns) != self.state:
-                raise DataError(
-                    f"{self.path}: changed after its index was opened, which is out of date now; start the run again"
-                )
+            self._compare(os.fstat(self._fd))
         return os.pread(self._fd, (self.state[0] if end is None else end) - start, start).rstrip(b"\r\n")
 
 
@@ -69,9 +80,10 @@ def look_at(path: Path, index_dir: Path) -> Content:
     stat = path.stat()
     seen = index_dir / f"seen-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:20]}.json"
     state = {"path": str(path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    state |= {"ctime_ns": stat.st_ctime_ns, "inode": stat.st_ino}  # the time of the content can be set back
     try:
         old = json.loads(seen.read_text(encoding="utf-8"))
-        before = Content(str(old["digest"]), int(old["size"]), _grown_from(old.get("grown_from")))
+        before = Content(str(old["digest"]), int(old["size"]), _grown_from(old.get("grown_from")), _state_of(stat))
         if all(old.get(k) == v for k, v in state.items()):
             return before
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
@@ -83,10 +95,16 @@ def look_at(path: Path, index_dir: Path) -> Content:
             _feed(hasher, file, before.size)
             grown = Content(before.digest, before.size) if hasher.hexdigest() == before.digest else None
         _feed(hasher, file, None)
+    if _state_of(path.stat()) != _state_of(stat):
+        raise DataError(f"{path}: changed while it was read; wait until it is complete, and start again")
     digest = hasher.hexdigest()
     note = {**state, "digest": digest, "grown_from": grown and [grown.digest, grown.size]}
     replace_file(seen, lambda out: out.write(json.dumps(note).encode()))
-    return Content(digest, stat.st_size, grown)
+    return Content(digest, stat.st_size, grown, _state_of(stat))
+
+
+def _state_of(stat: os.stat_result) -> State:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def _grown_from(value: object) -> Content | None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from internvl_chat.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from internvl_chat.data.faults import Fault, FaultCode, check_text, show
 
 REF_TAG, BOX_TAG = "<ref-object>", "<bbox>"
@@ -23,6 +24,7 @@ _UNITS: dict[str, float | None] = {
     "0-1": 1.0, "norm_1": 1.0, "norm1": 1.0,
     "0-1000": 1000.0, "norm_1000": 1000.0, "norm1000": 1000.0,
 }  # fmt: skip
+_TAGS_OF_TEXT = (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER)
 _LARGEST = 1e9  # no picture has as many pixels on a side
 _TAGS = re.compile(f"({re.escape(REF_TAG)}|{re.escape(BOX_TAG)})")
 _NUMBER = r"-?\d+(?:\.\d+)?"
@@ -39,6 +41,10 @@ class Box:
     corners: tuple[tuple[float, ...], ...]
     unit: str
     image: int = 0
+
+    @property
+    def in_pixels(self) -> bool:
+        return _UNITS[self.unit] is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +99,14 @@ def _read_columns(value: dict[str, Any]) -> Objects:
     if images and len(images) != len(boxes):
         raise _fault(f"has {len(boxes)} boxes but {len(images)} in 'image_id'", "give one picture number per box")
     unit = value.get("unit", value.get("bbox_type", "pixel"))
+    units = unit if isinstance(unit, list) else [unit] * len(boxes)
+    if len(units) != len(boxes):
+        raise _fault(f"has {len(boxes)} boxes but {len(units)} units", "give one unit for all, or one per box")
     numbers = images or [None] * len(boxes)
+    columns = zip(boxes, units, numbers, strict=True)
     return Objects(
         tuple(_read_ref(number, ref) for number, ref in enumerate(refs)),
-        tuple(_read_box(n, box, unit, image) for n, (box, image) in enumerate(zip(boxes, numbers, strict=True))),
+        tuple(_read_box(number, *column) for number, column in enumerate(columns)),
     )
 
 
@@ -104,11 +114,13 @@ def _read_ref(number: int, ref: Any) -> str:
     if not isinstance(ref, str) or not ref.strip():
         raise _fault(f"[{number}] has the name {show(ref)}", "give a text")
     check_text(f"key 'objects'[{number}]", ref)
+    if tag := next((tag for tag in (*_TAGS_OF_TEXT, REF_TAG, BOX_TAG) if tag in ref), None):
+        raise _fault(f"[{number}] has a name with {tag} in it", "write the name without it")
     return ref
 
 
 def _read_box(number: int, box: Any, unit: Any, image: Any) -> Box:
-    if unit not in _UNITS:
+    if not isinstance(unit, str) or unit not in _UNITS:
         raise _fault(f"[{number}] has the unit {show(unit)}", f"use one of {', '.join(_UNITS)}")
     if image is not None and (isinstance(image, bool) or not isinstance(image, int) or image < 0):
         raise _fault(f"[{number}] is of picture {show(image)}", "count pictures from 0")
@@ -146,8 +158,9 @@ def _fill_in(text: str, names: Iterator[str], boxes: Iterator[str]) -> Iterator[
 def box_text(box: Box, sizes: Sequence[tuple[int, int]]) -> str:
     """``<box>[[x1, y1, x2, y2], ...]</box>`` in thousandths, clipped to the picture. Raises Fault.
 
-    round(1000 * v / side), as the series' documents have it. A corner outside the picture is moved to its edge; a box
-    with nothing inside, or whose corners are swapped, is a fault: what was meant cannot be known.
+    round(1000 * v / side), as the series' documents have it, but at least one thousandth wide and high. A corner
+    outside the picture is moved to its edge; a box with nothing inside, or whose corners are swapped, is a fault: what
+    was meant cannot be known.
     """
     scale = _UNITS[box.unit]
     if scale is None and box.image >= len(sizes):
@@ -165,7 +178,11 @@ def _thousandths(corners: tuple[float, ...], width: float, height: float) -> lis
             raise _fault(where, "write x1, y1, x2, y2 with x1 < x2 and y1 < y2 (not x, y, width, height)")
         if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
             raise _fault(f"{where}, outside the picture", "check the unit: pixel, 0-1 or 0-1000")
-    return [round(1000 * min(max(v, 0.0), side) / side) for v, side in zip(corners, sides, strict=True)]
+    whole = [round(1000 * min(max(v, 0.0), side) / side) for v, side in zip(corners, sides, strict=True)]
+    for low, high in ((0, 2), (1, 3)) if len(whole) == 4 else ():
+        if whole[low] == whole[high]:  # thinner than a thousandth: widened to one
+            whole[low if whole[high] == 1000 else high] += -1 if whole[high] == 1000 else 1
+    return whole
 
 
 def _plain(corners: Sequence[float]) -> str:
@@ -198,7 +215,7 @@ def box_problems(text: str) -> list[str]:
     problems = []
     if text.count("<box>") != text.count("</box>"):
         problems.append("<box> without </box>")
-    for body in re.findall(r"<box>(.*?)</box>", text, re.S):
+    for body in re.findall(r"<box>((?:(?!<box>).)*?)</box>", text, re.S):
         try:
             boxes = json.loads(body)
             corners = [[float(value) for value in one] for one in boxes]

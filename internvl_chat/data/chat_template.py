@@ -12,6 +12,7 @@ from internvl_chat.data.faults import Fault, FaultCode
 from internvl_chat.data.template import OWN_TEMPLATE, Frame, Framing, Template, get_template
 from internvl_chat.errors import ConfigError, first_line
 
+_SOME_DAY = "01 Jan 2025"
 _ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 
 
@@ -35,7 +36,9 @@ class OwnTemplate:
 
     Works for any template that writes each message once, in order, and ends answers with a special token. Text that
     comes between the generation prompt and an answer (an empty block of thoughts) is the model's to write, so it is
-    supervised. What a template does with a message's text (trimming) is not done.
+    supervised. What a template does with a message's text (trimming) is not done. Samples must not depend on the clock:
+    a template that takes the date from ``date_string``, as Llama's do, gets the same day always, others that write it
+    are refused.
     """
 
     tokenizer: Any = field(repr=False)
@@ -49,6 +52,8 @@ class OwnTemplate:
             raise ConfigError(
                 f"--conv_style {OWN_TEMPLATE}: the checkpoint's tokenizer has no chat template; name a template"
             )
+        if "strftime_now" in self.tokenizer.chat_template and "date_string" not in self.tokenizer.chat_template:
+            raise self._unusable("it writes the date of the day, on which samples must not depend")
         added = self.tokenizer.added_tokens_decoder.values()
         names = dict.fromkeys([*(str(t) for t in added if t.special), *self.tokenizer.all_special_tokens])
         # The longest first, as they are looked for in this order.
@@ -62,7 +67,8 @@ class OwnTemplate:
         return OWN_TEMPLATE
 
     def __repr__(self) -> str:  # goes into the key of an index
-        return f"OwnTemplate({self.tokenizer.chat_template!r}, {self.system_message!r}, {self.markers!r})"
+        probe = self.frames(("human", "gpt", "human", "gpt"), prompt=False)  # bos_token and such are in it
+        return f"OwnTemplate({self.tokenizer.chat_template!r}, {self.system_message!r}, {self.markers!r}, {probe!r})"
 
     def frames(self, roles: Sequence[str], prompt: bool) -> tuple[Frame, ...]:
         """See Framing. Raises Fault for a system turn that the template refuses, ConfigError if it cannot be read."""
@@ -79,10 +85,12 @@ class OwnTemplate:
 
     def _render(self, roles: Sequence[str], prompt: bool) -> list[str]:
         """The text before, between and behind the messages."""
-        marks = [f"@@{number}@@" for number in range(len(roles))]
+        marks = [f"@@message-{number}-goes-here@@" for number in range(len(roles))]
         messages = [{"role": _ROLES[role], "content": mark} for role, mark in zip(roles, marks, strict=True)]
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=prompt, date_string=_SOME_DAY
+            )
         except Exception as error:  # a template may raise whatever its author thought of
             if roles[0] == "system":
                 what = f"the checkpoint's chat template takes no system turn here ({first_line(error)})"
@@ -91,10 +99,14 @@ class OwnTemplate:
         texts = []
         for mark in marks:
             before, found, text = text.partition(mark)
-            if not found:
-                raise self._unusable("it does not write every message, in order")
-            texts.append(before)
-        return [*texts, text]
+            texts.append(before if found else mark)
+        texts.append(text)
+        if any(mark in text for mark in marks for text in texts):
+            if roles[0] == "system":
+                what = "the checkpoint's chat template does not write a system turn here"
+                raise Fault(FaultCode.UNSUPPORTED, what, "remove the turn, or name another --conv_style")
+            raise self._unusable("it does not write every message once, in order")
+        return texts
 
     def _unusable(self, why: str) -> ConfigError:
         return ConfigError(

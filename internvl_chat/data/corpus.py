@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -92,29 +92,40 @@ def open_corpus(
     that this ends the run; DataError when nothing is left.
     """
     indexes = tuple(open_indexes(specs, maker, index_dir, workers, rebuild, look_again, crew))
-    lines = []
+    lines, refused = [], []
     for spec, index in zip(specs, indexes, strict=True):
         usable = usable_lines(index, maker.limits)
-        faults = len(usable) - int(usable.sum())
-        if maker.limits.too_long == "fail":
-            _refuse_long(spec, index, maker)
-        check_fault_share(spec.name, faults, len(usable), max_fault_share, explain_faults(index, spec, maker))
+        try:
+            _refuse_faulty(spec, index, maker, len(usable) - int(usable.sum()), max_fault_share)
+        except TooManyFaults as error:
+            refused.append(error)
+            continue
         held_out = held_out_lines(spec, len(usable))
         lines.append(np.flatnonzero(usable & (held_out if split == "eval" else ~held_out)))
         _report(spec, index, maker, usable, lines[-1], split)
+    if refused:  # all of them: whoever mends his data wants to know at once
+        raise TooManyFaults("\n".join(map(str, refused)), chain.from_iterable(error.records for error in refused))
     columns = _entries(specs, indexes, lines)
     if not len(columns["line"]):
-        raise DataError("no line of the manifest can be used; nothing to train on (see the messages above)")
+        raise DataError(
+            "no line of the manifest can be used: all are faulty, held out (eval_share), or of another split"
+        )
+    for number, (spec, good) in enumerate(zip(specs, lines, strict=True)):
+        used = columns["line"][columns["dataset"] == number]
+        if spec.weight is not None and len(used):
+            log.info("data set %s: %d samples in an epoch, of %d lines", spec.name, len(used), len(good))
     visits = tuple(
         int(columns["visit"][columns["dataset"] == number].max(initial=0)) + 1 for number in range(len(specs))
     )
     return Corpus(tuple(specs), indexes, maker, visits, **columns)
 
 
-def _refuse_long(spec: DatasetSpec, index: LineIndex, maker: SampleMaker) -> None:
-    """Raise TooManyFaults if a sample exceeds the limits."""
+def _refuse_faulty(spec: DatasetSpec, index: LineIndex, maker: SampleMaker, faults: int, limit: float) -> None:
+    """Raise TooManyFaults for too many faults, or for one sample that is too long if that ends the run."""
     table, limits = index.table, maker.limits
-    if not ((table["tokens"] > limits.max_tokens) | (table["tiles"] > limits.max_tiles)).any():
+    too_large = (table["tokens"] > limits.max_tokens) | (table["tiles"] > limits.max_tiles)
+    if limits.too_long != "fail" or not too_large.any():
+        check_fault_share(spec.name, faults, len(table), limit, explain_faults(index, spec, maker))
         return
     too_long = (FaultCode.TOO_LONG.name, FaultCode.TOO_MANY_TILES.name)
     records = (record for record in explain_faults(index, spec, maker) if record.code in too_long)

@@ -39,6 +39,7 @@ class FaultCode(IntEnum):
     CLIP = 19
     UNREADABLE = 20
     REMOTE = 21
+    UNEXPECTED = 22
 
 
 class Cut(IntEnum):
@@ -56,6 +57,8 @@ MEDIA_FAULTS = (
     FaultCode.MISSING_VIDEO,
     FaultCode.BROKEN_VIDEO,
     FaultCode.UNREADABLE,
+    FaultCode.OBJECTS,
+    FaultCode.CLIP,
 )
 
 
@@ -151,7 +154,7 @@ def check_fault_share(
         f"data set {dataset!r}: {faults} of {lines} lines cannot be used, more than --max_fault_share {limit:g}:",
         *map(str, first),
         *([f"... and {faults - shown} more"] if faults > shown else []),
-        "mend these lines (all are listed in faults.jsonl of the output folder), or leave them out with a higher "
-        "--max_fault_share",
+        "mend these lines (all are listed in faults.jsonl of the output folder; `internvl check` explains them, "
+        "`internvl repair` takes them out), or leave them out with a higher --max_fault_share",
     ]
     raise TooManyFaults("\n".join(message), chain(first, records))

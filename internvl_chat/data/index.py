@@ -20,7 +20,7 @@ from internvl_chat.data import index_build
 from internvl_chat.data.address import Address
 from internvl_chat.data.annotation import Content, LineFile, find_lines, look_at
 from internvl_chat.data.containers import Kind
-from internvl_chat.data.faults import Cut, Fault, FaultRecord
+from internvl_chat.data.faults import Cut, Fault, FaultCode, FaultRecord
 from internvl_chat.data.fit import Footprint, Limits, check_limits
 from internvl_chat.data.index_build import ALONE, INDEX_DTYPE, Crew
 from internvl_chat.data.manifest import DatasetSpec
@@ -91,7 +91,10 @@ def open_indexes(
             for job in indexes:
                 with _explained(job.spec, index_dir):
                     job.finish(maker, crew, look_again)
-    return [LineIndex(LineFile.of(job.lines), job.path, job.kind) for job in jobs]
+    for job in jobs:
+        if not is_index(job.path):
+            raise DataError(f"data set {job.spec.name!r}: its index was not finished; see what the first process said")
+    return [LineIndex(job.lines, job.path, job.kind) for job in jobs]
 
 
 def open_index(
@@ -111,7 +114,7 @@ class _Job:
     """An index to be opened: ``path`` is there already if ``done``; ``before``: that of the file before it grew."""
 
     spec: DatasetSpec
-    lines: Path
+    lines: LineFile
     kind: Kind
     path: Path
     done: bool
@@ -128,7 +131,7 @@ class _Job:
     def finish(self, maker: SampleMaker, crew: Crew, look_again: bool) -> None:
         """Put the parts together, if it was not there."""
         if not self.done:
-            index_build.merge_parts(self.lines, self.path, crew, self.known())
+            index_build.merge_parts(self.lines, self.path, crew, self.known(), is_index(self.path))
         if look_again and (self.done or self.before is not None):
             index_build.look_again(self.lines, self.path, self.spec, maker)
 
@@ -138,10 +141,11 @@ def _prepare(spec: DatasetSpec, maker: SampleMaker, index_dir: Path, rebuild: bo
         index_dir.mkdir(parents=True, exist_ok=True)
         content = look_at(spec.annotation, index_dir)
         lines, kind = find_lines(spec.annotation, content, index_dir)
+        file = LineFile(lines, content.state) if kind == "jsonl" else LineFile.of(lines)
         path = _path_of(spec, maker, index_dir, content)
         grown = content.grown_from if kind == "jsonl" and not rebuild else None
         before = None if grown is None else _path_of(spec, maker, index_dir, grown)
-    return _Job(spec, lines, kind, path, not rebuild and is_index(path), before)
+    return _Job(spec, file, kind, path, not rebuild and is_index(path), before)
 
 
 def _path_of(spec: DatasetSpec, maker: SampleMaker, index_dir: Path, content: Content) -> Path:
@@ -181,10 +185,21 @@ def usable_lines(index: LineIndex, limits: Limits) -> np.ndarray:
 
 
 def explain_faults(index: LineIndex, spec: DatasetSpec, maker: SampleMaker) -> Iterator[FaultRecord]:
-    """Ledger entries of the lines that are not usable, in order, found one by one by measuring them again."""
+    """Ledger entry of every line that is not usable, in order, found one by one by measuring it again."""
     for number in np.flatnonzero(~usable_lines(index, maker.limits)):
-        try:
-            footprint, _ = maker.measure(index.line(int(number)), spec)
-            check_limits(footprint, maker.limits)
-        except Fault as fault:
-            yield FaultRecord.of(fault, Address(spec.name, int(number)), spec.annotation, "index", index.kind)
+        yield explain_line(index, spec, maker, int(number))
+
+
+def explain_line(index: LineIndex, spec: DatasetSpec, maker: SampleMaker, number: int) -> FaultRecord:
+    """Ledger entry of a line that is not usable: what the index says of it, in words."""
+    code = int(index.table["code"][number])
+    fault = Fault(FaultCode.STALE, "was faulty when the index was built", "run again with --rebuild_index True")
+    try:
+        if code == FaultCode.NONE or code >= min(Cut):  # too large: the sizes are those of the index
+            check_limits(index.footprint(number), maker.limits)
+        else:
+            maker.measure(index.line(number), spec)
+            fault = Fault(FaultCode(code), fault.reason, fault.mend)
+    except Fault as found:
+        fault = found
+    return FaultRecord.of(fault, Address(spec.name, number), spec.annotation, "index", index.kind)

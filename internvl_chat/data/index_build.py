@@ -70,11 +70,22 @@ ALONE = Crew()
 
 
 def measure_part(
-    lines: Path, target: Path, spec: DatasetSpec, maker: SampleMaker, workers: int, crew: Crew, known: np.ndarray | None
+    file: LineFile,
+    target: Path,
+    spec: DatasetSpec,
+    maker: SampleMaker,
+    workers: int,
+    crew: Crew,
+    known: np.ndarray | None,
 ) -> None:
-    """Measure this process's share of the lines that are not ``known`` and leave it in a file beside ``target``."""
+    """Measure this process's share of the lines that are not ``known`` and leave it in a file beside ``target``.
+
+    Raises DataError if the annotation changed meanwhile.
+    """
+    lines = file.path
     offsets = line_offsets(lines)
     ends = np.append(offsets[1:], lines.stat().st_size)
+    file.check()
     begin = 0 if known is None else len(known)
     starts = range(begin + crew.rank * _CHUNK_LINES, len(offsets), crew.size * _CHUNK_LINES)
     spans = [(offsets[s : s + _CHUNK_LINES].copy(), ends[s : s + _CHUNK_LINES].copy()) for s in starts]
@@ -87,15 +98,26 @@ def measure_part(
     else:
         chunks = [_measure_span(span, *job) for span in spans]
     rows = np.concatenate(chunks) if chunks else np.zeros(0, INDEX_DTYPE)
+    file.check()
     replace_file(_part(target, crew, crew.rank), lambda out: np.save(out, rows))
 
 
-def merge_parts(lines: Path, target: Path, crew: Crew, known: np.ndarray | None) -> None:
-    """Put the parts of all processes together and remove them. Raises DataError if one is missing."""
+def merge_parts(file: LineFile, target: Path, crew: Crew, known: np.ndarray | None, there: bool) -> None:
+    """Put the parts of all processes together and remove them.
+
+    ``there``: whether another job has finished the same index meanwhile, which then stands. Raises DataError if a part
+    is missing, or the annotation changed meanwhile.
+    """
     paths = [_part(target, crew, rank) for rank in range(crew.size)]
-    if missing := [str(path) for path in paths if not path.is_file()]:
-        raise DataError(f"{lines}: its index is not complete, {missing[0]} is missing; see what its process said")
-    offsets = line_offsets(lines)
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing and there:  # a process of ours found it and had nothing to do
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return
+    if missing:
+        raise DataError(f"{file.path}: its index is not complete, {missing[0]} is missing; see what its process said")
+    offsets = line_offsets(file.path)
+    file.check()
     table = np.zeros(len(offsets), INDEX_DTYPE)
     begin = 0
     if known is not None:
@@ -112,17 +134,16 @@ def merge_parts(lines: Path, target: Path, crew: Crew, known: np.ndarray | None)
         path.unlink(missing_ok=True)
     faults = int(((table["code"] > 0) & (table["code"] <= max(FaultCode))).sum())
     known_before = f", {begin} known before" if begin else ""
-    log.info("index of %s: %d lines, %d faulty%s", lines, len(table), faults, known_before)
+    log.info("index of %s: %d lines, %d faulty%s", file.path, len(table), faults, known_before)
 
 
-def look_again(lines: Path, target: Path, spec: DatasetSpec, maker: SampleMaker) -> None:
+def look_again(file: LineFile, target: Path, spec: DatasetSpec, maker: SampleMaker) -> None:
     """Measure anew the lines whose media were missing or broken; the index is replaced if one is not any more."""
     table = np.load(target, mmap_mode="r")
     doubtful = np.flatnonzero(np.isin(table["code"], MEDIA_FAULTS))
     if not len(doubtful):
         return
-    ends = np.append(table["offset"][1:], lines.stat().st_size)
-    file = LineFile.of(lines)
+    ends = np.append(table["offset"][1:], file.state[0])
     rows = {int(n): measure_line(file.read(int(table["offset"][n]), int(ends[n])), spec, maker) for n in doubtful}
     changed = {number: row for number, row in rows.items() if row[3] != table["code"][number]}
     if changed:

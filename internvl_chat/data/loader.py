@@ -38,6 +38,11 @@ class MicroBatches(Dataset[Batch]):
         self.num_steps = num_steps
         self.pad_id = pad_id
 
+    @property
+    def epochs(self) -> float:
+        """Epochs of the whole run."""
+        return self.schedule.epoch_at(self.num_steps)
+
     def __len__(self) -> int:
         return (self.num_steps - self.first_step) * self.place.accumulation
 

@@ -78,6 +78,10 @@ def load_manifest(path: str | Path) -> list[DatasetSpec]:
     entries = _read_object(path)
     problems: list[str] = []
     specs = [_check_entry(path, name, entry, problems) for name, entry in entries.items()]
+    trained = [spec for spec in specs if spec is not None and spec.split == "train"]
+    bare = [spec.name for spec in trained if spec.weight is None]
+    if bare and len(bare) < len(trained):
+        problems.append(f"{path}: data set {bare[0]!r} has no weight, others have; give every data set one, or none")
     if not entries:
         problems.append(f'{path}: no data set in it; add one, e.g. {{"mine": {{"root": "", "annotation": "a.jsonl"}}}}')
     if problems:
@@ -102,7 +106,8 @@ def _unique(path: Path, pairs: list[tuple[Hashable, Any]]) -> dict[Hashable, Any
     seen: dict[Hashable, Any] = {}
     for key, value in pairs:
         if key in seen:
-            raise ConfigError(f"{path}: {key!r} occurs twice; give each a name of its own")
+            mend = "remove one of them" if key in KEYS else "give each a name of its own"
+            raise ConfigError(f"{path}: {key!r} occurs twice; {mend}")
         seen[key] = value
     return seen
 
@@ -112,10 +117,22 @@ def _read_json(path: Path, text: str) -> Any:
         return json.loads(text, object_pairs_hook=lambda pairs: _unique(path, pairs))
     except json.JSONDecodeError as error:
         raise ConfigError(
-            f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg}); often a comma after the last entry"
+            f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg}); {_json_mend(text, error)}"
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise ConfigError(f"{path}: not a manifest ({error})") from error
+
+
+def _json_mend(text: str, error: json.JSONDecodeError) -> str:
+    if error.msg == "Extra data" and text.lstrip().startswith("{"):
+        return (
+            'an annotation? A manifest names it: {"mine": {"root": "pictures/", "annotation": "a.jsonl"}}'
+            if '"conversations"' in text[: error.pos] or '"messages"' in text[: error.pos]
+            else "one object of data sets is all that may be in it"
+        )
+    if not text.lstrip().startswith(("{", "[")):
+        return "if it is YAML, let its name end with .yaml"
+    return "often a comma after the last entry"
 
 
 def _read_yaml(path: Path, text: str) -> Any:
@@ -134,7 +151,9 @@ def _read_yaml(path: Path, text: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not YAML ({getattr(error, 'problem', None) or error})") from error
+        problem = getattr(error, "problem", None) or str(error)
+        mend = "indent with spaces, not tabs" if "\\t" in problem else "check indentation, colons and quotes"
+        raise ConfigError(f"{where}: not YAML ({problem}); {mend}") from error
     except (TypeError, ValueError, RecursionError) as error:  # a list as a name, a date that does not exist
         raise ConfigError(f"{path}: not a manifest ({error})") from error
 

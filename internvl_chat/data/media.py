@@ -26,6 +26,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from internvl_chat.constants import MAX_IMAGE_PIXELS, MAX_PICTURE_BYTES
 from internvl_chat.data.faults import Fault, FaultCode
+from internvl_chat.data.opening import shorten
 from internvl_chat.data.storage import Medium, as_medium, is_passing
 from internvl_chat.errors import ConfigError
 
@@ -122,7 +123,7 @@ def _reading(medium: Medium, action: Callable[[], Result]) -> Result:
 
 
 def _broken(name: str, what: str, error: Exception) -> Fault:
-    reason = str(error) or type(error).__name__
+    reason = shorten(str(error)) or type(error).__name__
     return Fault(FaultCode.BROKEN_IMAGE, f"picture {name!r} cannot be {what} ({reason})", "replace the file")
 
 

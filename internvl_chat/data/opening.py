@@ -41,7 +41,7 @@ def protocol_of(text: str) -> str:
 
 
 def shorten(text: str) -> str:
-    """A URL for a message."""
+    """A path or URL for a message."""
     return text if len(text) <= 200 else f"{text[:150]}...{text[-40:]}"
 
 

@@ -209,7 +209,7 @@ def _read_turn(number: int, turn: Any) -> Turn:
         alias = _ROLE_ALIASES.get(str(turn["from"]).lower())
         mend = f"write {alias!r}" if alias else f"use one of {', '.join(ROLES)}"
         raise Fault(FaultCode.TURN, f"{where}['from'] is {show(turn['from'])}", mend)
-    loss = turn.get("loss")
+    loss = turn.get("loss", turn.get("weight"))  # OpenAI's name for it
     if loss not in (None, True, False) or (loss and turn["from"] != "gpt"):
         mend = "give true or false, in gpt turns"
         raise Fault(FaultCode.TURN, f"{where}['loss'] is {show(loss)} in a {turn['from']} turn", mend)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from internvl_chat.data.storage import Medium, locate_medium
 from internvl_chat.data.tiles import TileSettings, cut_tiles
 from internvl_chat.data.tokens import Encoder
 from internvl_chat.data.video import VideoInfo, read_frames, read_video_info
+from internvl_chat.errors import InternVLError, first_line
+
+Made = TypeVar("Made", bound=Callable[..., Any])
 
 # Where a frame's index is only counted, which one it is does not matter.
 _FIRST: Callable[[int, int], int] = lambda start, stop: start  # noqa: E731
@@ -43,6 +47,25 @@ class Sample:
     @property
     def footprint(self) -> Footprint:
         return Footprint(len(self.input_ids), len(self.tiles), int((self.labels != IGNORE_INDEX).sum()))
+
+
+def _contained(make: Made) -> Made:
+    """``make``, in which an error that nobody thought of is the line's fault: one line must not end a run.
+
+    The ledger has it, with the error's name. What is the machine's fault goes on.
+    """
+
+    @wraps(make)
+    def contained(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return make(*args, **kwargs)
+        except (Fault, InternVLError, MemoryError):
+            raise
+        except Exception as error:  # handed on as a Fault that names it
+            what = f"an error that was not foreseen: {type(error).__name__}: {first_line(error)}"
+            raise Fault(FaultCode.UNEXPECTED, what, "change the line, and please report it") from error
+
+    return cast("Made", contained)
 
 
 @dataclass(frozen=True)
@@ -78,7 +101,7 @@ class SampleMaker:
         """What a footprint in the index depends on besides the line itself."""
         tiles = {k: v for k, v in asdict(self._tiles(spec)).items() if k not in ("backend", "pad2square", "mean")}
         root = spec.root if "://" in spec.root else str(Path(spec.root).resolve())
-        said = [spec.format, spec.columns, asdict(spec.image_limits), self.remote, asdict(self._videos(spec))]
+        said = [spec.format, spec.columns, asdict(spec.image_limits), self.remote, asdict(self.videos_of(spec))]
         limits = asdict(self.limits) if self.limits.cuts else None
         return json.dumps([self.encoder_of(spec).fingerprint(), tiles, root, said, limits], sort_keys=True)
 
@@ -87,6 +110,7 @@ class SampleMaker:
         fitted = self.arrange(line, spec, trust_sizes)
         return fitted.footprint, fitted.cut
 
+    @_contained
     def arrange(self, line: bytes, spec: DatasetSpec, trust_sizes: bool = False) -> Fitted:
         """Tokens and tiles of a line, from its text and the headers of its media. Raises Fault.
 
@@ -98,7 +122,7 @@ class SampleMaker:
         if trust_sizes and record.sizes is not None:
             sizes = list(record.sizes)
             for medium in media:
-                if medium.local is not None and not medium.local.is_file():
+                if not medium.is_remote and not _is_file(medium.local):
                     read_image_size(medium)  # says what is wrong
         else:
             sizes = [read_image_size(medium) for medium in media]
@@ -106,6 +130,7 @@ class SampleMaker:
         frames = [self._count_frames(v, self._look_into(medium, spec), line, spec) for v, medium in films]
         return self._fit(record, sizes, frames, spec)
 
+    @_contained
     def load(self, line: bytes, spec: DatasetSpec, address: Address, expected: Footprint | None = None) -> Sample:
         """The whole sample. Raises Fault, also when it is not the size that the index promised (``expected``)."""
         record = parse_record(line, spec.format, spec.columns)
@@ -155,19 +180,20 @@ class SampleMaker:
     def _tiles(self, spec: DatasetSpec) -> TileSettings:
         return self.tiles if spec.max_dynamic_patch is None else replace(self.tiles, max_tiles=spec.max_dynamic_patch)
 
-    def _videos(self, spec: DatasetSpec) -> VideoSettings:
+    def videos_of(self, spec: DatasetSpec) -> VideoSettings:
+        """How the frames of a data set's videos are chosen."""
         own = {"method": spec.sampling_method, "min_frames": spec.min_num_frame, "max_frames": spec.max_num_frame}
         return replace(self.videos, **{key: value for key, value in own.items() if value is not None})  # type: ignore[arg-type]
 
     def _look_into(self, medium: Medium, spec: DatasetSpec) -> VideoInfo | None:
         """What a video is; None for one on another machine that would be fetched only to be counted."""
-        if medium.local is None and not self._videos(spec).method.startswith("fps"):
+        if medium.is_remote and not self.videos_of(spec).method.startswith("fps"):
             return None
         return read_video_info(medium)
 
     def _count_frames(self, video: Video, info: VideoInfo | None, line: bytes, spec: DatasetSpec) -> int:
         """How many frames of a video are seen: known from the line alone, but for fpsX. Raises Fault (clip)."""
-        settings = self._videos(spec)
+        settings = self.videos_of(spec)
         first, stop = (0, 0) if info is None else _part_of(video, info)
         if info is None or not settings.method.startswith("fps"):
             return draw_count(line, settings.min_frames, settings.max_frames)
@@ -181,7 +207,7 @@ class SampleMaker:
         def choose(low: int, high: int) -> int:
             return int(rng.integers(low, high))
 
-        chosen = pick_frames(count, stop - first, self._videos(spec).method, film.info.fps, choose)
+        chosen = pick_frames(count, stop - first, self.videos_of(spec).method, film.info.fps, choose)
         if len(chosen) != count:  # fpsX of a long video: as many as are allowed, spread over all of it
             chosen = pick_frames(count, stop - first, "middle", film.info.fps, choose)
         return read_frames(film.medium, [first + index for index in chosen])
@@ -196,9 +222,21 @@ class _Film:
     info: VideoInfo
 
 
+def _is_file(path: Path | None) -> bool:
+    try:
+        return path is not None and path.is_file()
+    except OSError:  # a name that is too long, a folder that may not be entered
+        return False
+
+
 def _part_of(video: Video, info: VideoInfo) -> tuple[int, int]:
     """First frame, and the one behind the last, of what the line asks for."""
-    return (0, info.frames) if video.clip is None else clip_range(video.clip, info.fps, info.frames)
+    if video.clip is None:
+        return 0, info.frames
+    try:
+        return clip_range(video.clip, info.fps, info.frames)
+    except Fault as fault:
+        raise Fault(fault.code, f"video {video.name!r}: {fault.reason}", fault.mend) from fault
 
 
 def _cut_in_order(

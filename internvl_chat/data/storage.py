@@ -114,6 +114,11 @@ class Medium:
             what = f"{self.name!r} cannot be read ({first_line(error)}), tried {len(self.pauses) + 1} times"
             raise Fault(FaultCode.UNREADABLE, what, "check the disk or the network and run again") from error
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies on another machine."""
+        return protocol_of(self.url) not in ("", "data")
+
     def is_folder(self) -> bool:
         """A folder of frames: its name ends with "/", or it is one on this machine."""
         if self.local is not None and self.local.is_dir():
@@ -159,7 +164,7 @@ def locate_medium(root: str, name: str, remote: bool = False) -> Medium:
     if protocol:
         return _from_url(protocol, name, remote)
     if Path(name).is_absolute():
-        return Medium(name, Path(name))
+        return Medium(shorten(name), Path(name))
     if protocol_of(root) in ("zip", "tar"):
         member, container = _split_chain(root)
         return _in_archive(locate_medium("", container, remote), posixpath.join(member, name))
@@ -201,15 +206,19 @@ def _too_many_bytes(medium: Medium, limit: int) -> Fault:
 
 
 def _keep_slash(path: Path, name: str) -> str:
-    return f"{path}/" if name.endswith("/") else str(path)
+    return shorten(f"{path}/" if name.endswith("/") else str(path))
 
 
 def _split_chain(text: str) -> tuple[str, str]:
     """``zip://a/b.png::pics.zip`` -> (``a/b.png``, ``pics.zip``). Raises Fault."""
     member, _, container = text[text.index("://") + 3 :].partition("::")
+    mend = "write zip://PATH-INSIDE::ARCHIVE"
     if not container:
-        mend = "write zip://PATH-INSIDE::ARCHIVE"
-        raise Fault(FaultCode.UNREADABLE, f"{text!r} names no archive", mend)
+        raise Fault(FaultCode.UNREADABLE, f"{shorten(text)!r} names no archive", mend)
+    if protocol_of(container) in ("zip", "tar"):
+        raise Fault(
+            FaultCode.UNREADABLE, f"{shorten(text)!r} is an archive inside an archive", f"unpack it, and {mend}"
+        )
     return member, container
 
 
@@ -226,7 +235,10 @@ def _in_archive(archive: Medium, member: str) -> Medium:
 
 def _from_url(protocol: str, url: str, remote: bool) -> Medium:
     if protocol == "file":
-        parts = urlsplit(url.replace("?", "%3F").replace("#", "%23"))
+        try:
+            parts = urlsplit(url.replace("?", "%3F").replace("#", "%23"))
+        except ValueError as error:
+            raise Fault(FaultCode.UNREADABLE, f"{shorten(url)!r} is no URL ({error})", "write file:///PATH") from error
         if parts.netloc not in ("", "localhost"):
             mend = "write file:///PATH, with three slashes"
             raise Fault(FaultCode.UNREADABLE, f"{url!r} is a file of another machine", mend)

@@ -8,15 +8,18 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from internvl_chat.data.address import Address
 from internvl_chat.data.corpus import held_out_lines
-from internvl_chat.data.faults import Cut, Fault, FaultCode, FaultRecord
-from internvl_chat.data.fit import Limits, check_limits
-from internvl_chat.data.index import LineIndex, usable_lines
+from internvl_chat.data.faults import Cut, FaultCode
+from internvl_chat.data.fit import Limits
+from internvl_chat.data.index import LineIndex, explain_line, usable_lines
 from internvl_chat.data.lint import WARNINGS
 from internvl_chat.data.manifest import DatasetSpec
 from internvl_chat.data.sample import SampleMaker
-from internvl_chat.data.survey_pass import SHOWN, Example, FaultTally, Progress, Tally, look_at_lines
+from internvl_chat.data.survey_long import Relief, look_at_long
+from internvl_chat.data.survey_pass import SHOWN, Example, FaultTally, Progress, Seen, Tally, look_at_lines
+
+# Boxes that reach this far, and no farther, may be meant in thousandths.
+_THOUSANDTHS = (500, 1000)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Survey:
     """What there is to say about a data set.
 
     ``faults``: by FaultCode, from the index; ``load_faults``: those that only decoding shows; ``cut``: usable lines
-    made to fit, by Cut; ``supervised``: tokens; ``longest``, ``most_tiles``: of all lines, those too large included;
+    made to fit, by Cut; ``relief``: of lines too large, by FaultCode; ``supervised``: tokens;
+    ``longest``, ``most_tiles``: of all lines, those too large included, whole;
     ``content`` (lines,): hash of each usable line, 0 elsewhere; ``unloadable``: lines of ``load_faults``, from 0.
     """
 
@@ -52,7 +56,8 @@ class Survey:
     held_out: int
     faults: Mapping[str, FaultTally]
     load_faults: Mapping[str, FaultTally]
-    cut: Mapping[str, int]
+    cut: Mapping[str, Tally]
+    relief: Mapping[str, Relief]
     tokens: Spread
     tiles: Spread
     supervised: int
@@ -83,21 +88,22 @@ def survey_dataset(
     table = index.table
     good = table[usable]
     seen = look_at_lines(spec, index, maker, usable, workers, decode, progress)
-    warnings = {**seen.warnings, **_whole_file_warnings(spec, len(table), good, seen.hashes)}
-    cuts, counts = np.unique(good["code"][good["code"] >= min(Cut)], return_counts=True)
+    warnings = {**_seen_warnings(seen), **_whole_file_warnings(spec, index, good, seen.hashes)}
+    long = look_at_long(index, spec, maker, fault_codes(index, maker.limits))
     return Survey(
         spec=spec,
         lines=len(table),
         usable=int(usable.sum()),
         held_out=int((usable & held_out_lines(spec, len(table))).sum()),
-        faults=_explain(index, spec, maker),
+        faults=tally_faults(index, spec, maker),
         load_faults=seen.load_faults,
-        cut={Cut(int(code)).name: int(count) for code, count in zip(cuts, counts, strict=True)},
+        cut=long.cut,
+        relief=long.relief,
         tokens=Spread.of(good["tokens"]),
         tiles=Spread.of(good["tiles"]),
         supervised=int(good["supervised"].sum(dtype=np.int64)),
-        longest=int(table["tokens"].max(initial=0)),
-        most_tiles=int(table["tiles"].max(initial=0)),
+        longest=int(table["tokens"].max(initial=long.longest)),
+        most_tiles=int(table["tiles"].max(initial=long.most_tiles)),
         answers=seen.answers,
         repetitive=seen.repetitive,
         warnings={kind: warnings[kind] for kind in WARNINGS if kind in warnings},
@@ -115,22 +121,12 @@ def fault_codes(index: LineIndex, limits: Limits) -> np.ndarray:
     return codes
 
 
-def explain_line(index: LineIndex, spec: DatasetSpec, maker: SampleMaker, number: int, code: int) -> FaultRecord:
-    """Ledger entry of a line that the index has a fault for."""
-    try:
-        footprint, _ = maker.measure(index.line(number), spec)
-        check_limits(footprint, maker.limits)
-        fault = Fault(FaultCode(code), "was faulty when the index was built", "run again with --rebuild_index True")
-    except Fault as caught:
-        fault = caught
-    return FaultRecord.of(fault, Address(spec.name, number), spec.annotation, "index", index.kind)
-
-
-def _explain(index: LineIndex, spec: DatasetSpec, maker: SampleMaker) -> dict[str, FaultTally]:
+def tally_faults(index: LineIndex, spec: DatasetSpec, maker: SampleMaker) -> dict[str, FaultTally]:
+    """Lines that cannot be used, by FaultCode, the most frequent first; SHOWN of each are explained."""
     codes = fault_codes(index, maker.limits)
     tallies = {}
     for code, count in sorted(Counter(codes[codes > 0].tolist()).items(), key=lambda item: (-item[1], item[0])):
-        first = [explain_line(index, spec, maker, int(n), code) for n in np.flatnonzero(codes == code)[:SHOWN]]
+        first = [explain_line(index, spec, maker, int(n)) for n in np.flatnonzero(codes == code)[:SHOWN]]
         tallies[FaultCode(code).name] = FaultTally(count, tuple(first))
     return tallies
 
@@ -146,7 +142,19 @@ def earlier_lines(hashes: np.ndarray) -> np.ndarray:
     return earlier
 
 
-def _whole_file_warnings(spec: DatasetSpec, lines: int, good: np.ndarray, hashes: np.ndarray) -> dict[str, Tally]:
+def _seen_warnings(seen: Seen) -> dict[str, Tally]:
+    """What was seen in lines; boxes that leave their pictures but never 1000 are most likely thousandths."""
+    clipped = seen.warnings.get("box_clipped")
+    low, high = _THOUSANDTHS
+    if clipped is None or not low < seen.reach <= high:
+        return seen.warnings
+    note = f"; no box of the data set goes beyond {high}: looks like 0-1000"
+    first = tuple(replace(example, text=example.text + note) for example in clipped.first)
+    return {**seen.warnings, "box_clipped": replace(clipped, first=first)}
+
+
+def _whole_file_warnings(spec: DatasetSpec, index: LineIndex, good: np.ndarray, hashes: np.ndarray) -> dict[str, Tally]:
+    lines = len(index)
     content, loose, ids = (earlier_lines(hashes[:, column]) for column in range(3))
     loose[content >= 0] = -1
     found = {
@@ -154,11 +162,18 @@ def _whole_file_warnings(spec: DatasetSpec, lines: int, good: np.ndarray, hashes
         for kind, earlier in (("duplicate", content), ("near_duplicate", loose), ("same_id", ids))
         if (earlier >= 0).any()
     }
+    if index.kind == "jsonl" and _is_table(index.line(0)):
+        found["no_jsonl"] = Tally(1, (Example(1, "this is no JSONL: it looks like CSV"),))
     if spec.length is not None and spec.length != lines:
         found["length"] = Tally(1, (Example(lines, f"the manifest says {spec.length}, there are {lines} lines"),))
     if len(good) and not good["supervised"].any():
         found["unsupervised"] = Tally(1, (Example(1, "no supervised token in any usable line"),))
     return found
+
+
+def _is_table(line: bytes) -> bool:
+    """Whether the first line of a file is that of a table: names or values between commas or tabs."""
+    return line.lstrip()[:1] not in (b"{", b"[", b"") and (b"," in line or b"\t" in line)
 
 
 def _tally(lines: Sequence[tuple[int, str]]) -> Tally:

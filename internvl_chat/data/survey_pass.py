@@ -58,7 +58,8 @@ class FaultTally:
 class Seen:
     """What one or several spans have shown.
 
-    ``hashes`` uint64 (lines, 3): content, loose content, id; ``unloadable``: lines that failed to load, from 0.
+    ``hashes`` uint64 (lines, 3): content, loose content, id; ``unloadable``: lines that failed to load, from 0;
+    ``reach``: the largest number in any box in pixels.
     """
 
     hashes: np.ndarray
@@ -67,6 +68,7 @@ class Seen:
     warnings: dict[str, Tally]
     load_faults: dict[str, FaultTally]
     unloadable: np.ndarray
+    reach: float
 
 
 def look_at_lines(
@@ -149,6 +151,7 @@ def _look_at_span(
         {kind: Tally(len(found), tuple(found[:SHOWN])) for kind, found in _grouped(warned).items()},
         {code: FaultTally(len(found), tuple(found[:SHOWN])) for code, found in _grouped(records).items()},
         np.array([n for n, _ in failed], np.int64),
+        max((one.reach for one in facts), default=0.0),
     )
 
 
@@ -167,6 +170,7 @@ def _merge(parts: Sequence[Seen]) -> Seen:
         _sum_up(parts, lambda part: part.warnings),
         _sum_up(parts, lambda part: part.load_faults),
         np.concatenate([np.zeros(0, np.int64), *(part.unloadable for part in parts)]),
+        max((part.reach for part in parts), default=0.0),
     )
 
 

@@ -131,7 +131,7 @@ def get_template(name: str) -> Template:
     """The named template. Raises ConfigError with the legal names."""
     if name not in TEMPLATES:
         raise ConfigError(
-            f"--conv_style {name!r} is not a template{nearest(name, TEMPLATES)}; legal: {', '.join(TEMPLATES)}, "
+            f"conv_style {name!r} is not a template{nearest(name, TEMPLATES)}; legal: {', '.join(TEMPLATES)}, "
             f"{OWN_TEMPLATE} (as the checkpoint's chat template says)"
         )
     return TEMPLATES[name]

@@ -2,12 +2,12 @@
 
 ``--json`` writes one object:
 
-    manifest, would_train (bool), reasons [text: why training would stop], hints [text]
+    manifest, decoded (bool: with --decode), would_train (bool), reasons [text: why training would stop], hints [text]
     epoch: null or {samples, tokens, tiles, supervised, steps}: of one epoch, steps for one process
     totals: {data_sets, lines, usable, left_out, warnings (lines, a line once per kind)}
     data_sets: [{name, annotation, error: null or text (then nothing else is there),
         lines, usable, held_out, samples (null or in an epoch), longest and most_tiles (of all lines),
-        cut {Cut: lines}, supervised {tokens, share}, answers {count, repetitive, share},
+        cut {Cut: {lines, first [{line, detail}]}}, supervised {tokens, share}, answers {count, repetitive, share},
         tokens and tiles {sum, mean, p50, p95, max} of usable lines,
         faults and load_faults {FaultCode: {lines, first [{file, line, reason, mend}]}},
         warnings {kind: {lines, what, mend, first [{line, detail}]}}}]
@@ -20,8 +20,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
     from internvl_chat.data.corpus import Corpus
     from internvl_chat.data.manifest import DatasetSpec
     from internvl_chat.data.survey import Survey
+    from internvl_chat.data.survey_pass import Tally
+
+
+# Above this share of lost lines, what is wrong is to be mended, not left out.
+_MOST_LOST = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found. ``errors``: data set -> why it cannot be opened; ``reasons``: why training would stop."""
+    """All that was found. ``errors``: data set -> why it cannot be opened; ``reasons``: why training would stop.
+
+    ``decoded``: whether all media were, not only measured.
+    """
 
     manifest: Path
     specs: tuple[DatasetSpec, ...]
@@ -60,6 +69,7 @@ class Report:
     reasons: tuple[str, ...]
     epoch: Epoch | None
     hints: tuple[str, ...]
+    decoded: bool = False
 
     @property
     def clean(self) -> bool:
@@ -88,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     own, flags = read_own(args, "check", add_own)
     if own.json is not None and own.json != "-" and Path(own.json).is_dir():
         raise ConfigError(f"--json {own.json}: is a folder; give a file, or - for stdout")
-    report = check(read_view(own.meta, flags), own.decode, show_progress=sys.stderr.isatty())
+    report = check(read_view(own.meta, flags), own.decode, show_progress=sys.stderr.isatty(), flags=flags)
     if own.json is not None:
         text = json.dumps(to_json(report), indent=2, ensure_ascii=False)
         if own.json == "-":
@@ -101,8 +111,11 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report.reasons or (own.strict and not report.clean) else 0
 
 
-def check(view: View, decode: bool = False, show_progress: bool = False) -> Report:
-    """Look at every data set. A data set that cannot be opened does not keep the others from being looked at."""
+def check(view: View, decode: bool = False, show_progress: bool = False, flags: Sequence[str] = ()) -> Report:
+    """Look at every data set. A data set that cannot be opened does not keep the others from being looked at.
+
+    ``flags``: those that made the view, to be named in a hint.
+    """
     from internvl_chat.data.survey import add_shared_lines, survey_dataset
 
     progress = _progress if show_progress else None
@@ -120,7 +133,8 @@ def check(view: View, decode: bool = False, show_progress: bool = False) -> Repo
                 surveys.append(one)
         found = {one.spec.name: one for one in add_shared_lines(surveys)}
         epoch, reasons = _would_train(view, found, errors)
-    return Report(view.manifest, view.specs, found, errors, reasons, epoch, tuple(_hints(view, found, reasons)))
+    hints = tuple(_hints(view, found, reasons, decode, flags))
+    return Report(view.manifest, view.specs, found, errors, reasons, epoch, hints, decode)
 
 
 def _progress(name: str, done: int, lines: int) -> None:
@@ -193,19 +207,18 @@ def _epoch(view: View, corpus: Corpus) -> Epoch:
     return Epoch(len(corpus), tokens, tiles, supervised, schedule.steps_in(1), schedule.describe(), of)
 
 
-def _hints(view: View, surveys: Mapping[str, Survey], reasons: tuple[str, ...]) -> Iterator[str]:
+def _hints(
+    view: View, surveys: Mapping[str, Survey], reasons: tuple[str, ...], decode: bool, flags: Sequence[str]
+) -> Iterator[str]:
     """Which flag, or which tool, mends what."""
-    limits = view.maker.limits
     codes = {code for one in surveys.values() for code in (*one.faults, *one.load_faults)}
     longest = max((one.longest for one in surveys.values() if "TOO_LONG" in one.faults), default=0)
-    if "TOO_LONG" in codes:
+    if longest:
         packs = " (and as much of --max_packed_tokens)" if view.data.use_packed_ds else ""
-        takes = f"--max_seq_length {longest}{packs} takes them all; or " if longest > limits.max_tokens else ""
-        yield f"TOO_LONG: {takes}--long_samples fewer_tiles (large pictures) or truncate (many rounds) makes them fit"
+        yield _long_hint(surveys, "TOO_LONG", f"--max_seq_length {longest}{packs}")
     tiles = max((one.most_tiles for one in surveys.values() if "TOO_MANY_TILES" in one.faults), default=0)
-    if "TOO_MANY_TILES" in codes:
-        takes = f"--num_images_expected {tiles} takes them all; or " if tiles > limits.max_tiles else ""
-        yield f"TOO_MANY_TILES: {takes}--long_samples fewer_tiles makes them fit"
+    if tiles:
+        yield _long_hint(surveys, "TOO_MANY_TILES", f"--num_images_expected {tiles}")
     if "REMOTE" in codes:
         yield "REMOTE: --remote_media True reads pictures and videos over the network"
     for name, one in surveys.items():
@@ -214,12 +227,31 @@ def _hints(view: View, surveys: Mapping[str, Survey], reasons: tuple[str, ...]) 
             yield f"data set {name!r}: most media are missing; is 'root' right? It is {one.spec.root!r}"
     if "STALE" in codes:
         yield "STALE: --rebuild_index True measures pictures that were replaced since the index was built"
-    shares = [one.left_out / one.lines for one in surveys.values() if one.lines]
+    shares = {name: (one.left_out + len(one.unloadable)) / one.lines for name, one in surveys.items() if one.lines}
+    most = max(shares, key=lambda name: shares[name], default="")
     if any("--max_fault_share" in reason for reason in reasons) and shares:
-        yield f"to train without the unusable lines: --max_fault_share {_rounded_up(max(shares)):g}"
-    if any(one.left_out or one.load_faults for one in surveys.values()):
-        decode = " --decode" if any(one.load_faults for one in surveys.values()) else ""
-        yield f"a manifest without them: internvl repair {view.manifest} OUT_DIR{decode} (and the same flags)"
+        if shares[most] > _MOST_LOST:
+            yield f"data set {most!r}: most of it is lost, so mend what is wrong before anything is trained on the rest"
+        else:
+            yield f"to train without the unusable lines: --max_fault_share {_rounded_up(shares[most]):g}"
+    if any(shares.values()) and min(shares.values()) < 1:
+        out = f"{view.manifest.stem}_repaired"
+        words = ["internvl", "repair", str(view.manifest), out, *(["--decode"] if decode else []), *flags]
+        yield f"the same data without these lines: {shlex.join(words)}"
+
+
+def _long_hint(surveys: Mapping[str, Survey], code: str, takes_all: str) -> str:
+    """What takes the lines that are too large. Only ways of cutting that are not set already have been tried."""
+    found = [one.relief[code] for one in surveys.values() if code in one.relief]
+    tried, ways = sum(one.tried for one in found), dict.fromkeys(way for one in found for way in one.fits)
+    parts = [f"{code}: {takes_all} takes them all"]
+    fits = {way: sum(one.fits[way] for one in found) for way in ways}
+    for way, what in (("fewer_tiles", "fewer tiles and frames"), ("truncate", "fewer rounds")):
+        if fits.get(way):
+            parts.append(f"--long_samples {way} ({what}) makes {fits[way]} of {tried} fit")
+    if fits.get("truncate", 0) < tried:
+        parts.append("where one round alone is too long, truncate does not help")
+    return "; ".join(parts)
 
 
 def _rounded_up(share: float) -> float:
@@ -235,6 +267,7 @@ def to_json(report: Report) -> dict[str, Any]:
     keys = ("samples", "tokens", "tiles", "supervised", "steps")
     return {
         "manifest": str(report.manifest),
+        "decoded": report.decoded,
         "would_train": not report.reasons,
         "reasons": list(report.reasons),
         "hints": list(report.hints),
@@ -268,23 +301,25 @@ def _dataset_json(report: Report, spec: DatasetSpec) -> dict[str, Any]:
         for group in ("faults", "load_faults")
     }
     warnings = {
-        kind: {
-            "lines": tally.count,
-            "what": WARNINGS[kind][0],
-            "mend": WARNINGS[kind][1],
-            "first": [{"line": example.line, "detail": example.text} for example in tally.first],
-        }
+        kind: {"what": WARNINGS[kind][0], "mend": WARNINGS[kind][1], **_tally_json(tally)}
         for kind, tally in one.warnings.items()
     }
     return {
         **head,
         **{key: getattr(one, key) for key in ("lines", "usable", "held_out", "longest", "most_tiles")},
         "samples": None if report.epoch is None else report.epoch.of[spec.name],
-        "cut": dict(one.cut),
+        "cut": {kind: _tally_json(tally) for kind, tally in one.cut.items()},
         "supervised": {"tokens": one.supervised, "share": one.supervised / max(1, one.tokens.sum)},
         "answers": {"count": one.answers, "repetitive": one.repetitive, "share": one.repetitive / max(1, one.answers)},
         "tokens": asdict(one.tokens),
         "tiles": asdict(one.tiles),
         **faults,
         "warnings": warnings,
+    }
+
+
+def _tally_json(tally: Tally) -> dict[str, Any]:
+    return {
+        "lines": tally.count,
+        "first": [{"line": example.line, "detail": example.text} for example in tally.first],
     }

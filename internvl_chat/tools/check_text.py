@@ -9,22 +9,31 @@ from internvl_chat.data.lint import WARNINGS
 
 if TYPE_CHECKING:
     from internvl_chat.data.survey import Survey
-    from internvl_chat.data.survey_pass import FaultTally
+    from internvl_chat.data.survey_pass import FaultTally, Tally
     from internvl_chat.tools.check import Report
 
 _HEAD = (
     "data set", "lines", "usable", "left out", "cut", "held out", "epoch",
     "tokens", "mean", "p50", "p95", "max", "tiles", "mean", "max", "supervised",
 )  # fmt: skip
+_BROKEN = "broken"  # the last column, where there are any
 _WIDEST_NAME = 32
 
 
 def report_lines(report: Report) -> Iterator[str]:
     """Everything, in order: table, data sets, hints, verdict."""
-    rows = [_row(report, one) for one in report.surveys.values()]
-    if len(rows) > 1:
+    rows = [_HEAD, *(_row(report, one) for one in report.surveys.values())]
+    if len(rows) > 2:
         rows.append(_total(report))
-    yield from table([_HEAD, *rows])
+    broken = [_broken(one) for one in report.surveys.values()]
+    if any(broken):
+        cells = [_BROKEN, *map(_number, broken), _number(sum(broken))]
+        rows = [(*row, cell) for row, cell in zip(rows, cells, strict=False)]
+    yield from table(rows)
+    if report.epoch is None and report.reasons:
+        first, *more = report.reasons
+        others = f" (and {len(more)} more, see below)" if more else ""
+        yield f"epoch -: training would stop: {_plain(first.splitlines()[0])}{others}"
     for spec in report.specs:
         if spec.name in report.errors:
             yield ""
@@ -50,7 +59,7 @@ def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 def _row(report: Report, one: Survey) -> tuple[str, ...]:
     name = one.spec.name if len(one.spec.name) <= _WIDEST_NAME else f"{one.spec.name[: _WIDEST_NAME - 3]}..."
     samples = "-" if report.epoch is None else _number(report.epoch.of[one.spec.name])
-    counts = (one.lines, one.usable, one.left_out, sum(one.cut.values()), one.held_out)
+    counts = (one.lines, one.usable, one.left_out, _cut(one), one.held_out)
     tokens, tiles = one.tokens, one.tiles
     return (
         name,
@@ -72,7 +81,7 @@ def _total(report: Report) -> tuple[str, ...]:
         sum(one.lines for one in surveys),
         usable,
         sum(one.left_out for one in surveys),
-        sum(sum(one.cut.values()) for one in surveys),
+        sum(map(_cut, surveys)),
         sum(one.held_out for one in surveys),
     )
     return (
@@ -91,6 +100,14 @@ def _total(report: Report) -> tuple[str, ...]:
     )
 
 
+def _cut(one: Survey) -> int:
+    return sum(tally.count for tally in one.cut.values())
+
+
+def _broken(one: Survey) -> int:
+    return sum(tally.count for tally in one.load_faults.values())
+
+
 def _number(value: int) -> str:
     return f"{value:,}"
 
@@ -106,14 +123,19 @@ def _findings(one: Survey) -> Iterator[str]:
     yield f"{one.spec.name} ({one.spec.annotation})"
     yield from _faults("left out", one.faults)
     yield from _faults("fails to load", one.load_faults)
-    for name, count in one.cut.items():
-        yield f"  cut to fit: {_number(count)} x {name}"
+    for name, tally in one.cut.items():
+        yield f"  cut to fit: {_number(tally.count)} x {name}"
+        yield from _examples(one, tally)
     for kind, tally in one.warnings.items():
         what, mend = WARNINGS[kind]
         share = f", {_share(one.repetitive, one.answers)} of the answers" if kind == "repetition" else ""
         yield f"  warning: {_number(tally.count)} x {kind}{share}: {what}; {mend}"
-        yield from (f"    {one.spec.annotation}:{example.line}: {_plain(example.text)}" for example in tally.first)
-        yield from _more(tally.count, len(tally.first))
+        yield from _examples(one, tally)
+
+
+def _examples(one: Survey, tally: Tally) -> Iterator[str]:
+    yield from (f"    {one.spec.annotation}:{example.line}: {_plain(example.text)}" for example in tally.first)
+    yield from _more(tally.count, len(tally.first))
 
 
 def _faults(what: str, faults: Mapping[str, FaultTally]) -> Iterator[str]:
@@ -136,7 +158,7 @@ def _plain(text: str) -> str:
 def _verdict(report: Report) -> Iterator[str]:
     surveys = report.surveys.values()
     left_out, lines = sum(one.left_out for one in surveys), sum(one.lines for one in surveys)
-    broken = sum(tally.count for one in surveys for tally in one.load_faults.values())
+    broken = sum(map(_broken, surveys))
     warned = sum(tally.count for one in surveys for tally in one.warnings.values())
     parts = [f"{_number(left_out)} of {_number(lines)} lines left out", f"{_number(warned)} warnings"]
     parts += [f"{_number(broken)} fail to load"] if broken else []
@@ -148,6 +170,8 @@ def _verdict(report: Report) -> Iterator[str]:
             f"training would run: an epoch of {_number(epoch.samples)} samples, {_number(epoch.tokens)} tokens, "
             f"{_number(epoch.tiles)} tiles; with one process {_number(epoch.steps)} steps of {epoch.step}"
         )
-        return
-    yield "training would stop:"
-    yield from (f"  {line}" for reason in report.reasons for line in reason.splitlines())
+    else:
+        yield "training would stop:"
+        yield from (f"  {line}" for reason in report.reasons for line in reason.splitlines())
+    if not report.decoded and any(one.tiles.sum for one in surveys):
+        yield "pictures and videos were measured, not decoded; --decode looks inside"

@@ -39,12 +39,17 @@ class Wish:
 
 @dataclass
 class Outcome:
-    """What came of it: how many items of each format, faults of each code, the first of them, files of media."""
+    """What came of it: how many items of each format, faults of each code, the first of them, files of media.
+
+    ``boxed``: items whose boxes are still in pixels; ``embedded``: media that are still part of their line.
+    """
 
     formats: Counter[str] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
     first: list[FaultRecord] = field(default_factory=list)
     media: set[str] = field(default_factory=set)
+    boxed: int = 0
+    embedded: int = 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +92,10 @@ def run(args: argparse.Namespace) -> int:
     print(f"wrote {out}: {written} of {written + left_out} items ({_say(outcome.formats)})")
     if outcome.media:
         print(f"wrote {len(outcome.media)} media to {media_dir}; give the data set the root {base.resolve()}")
+    if outcome.boxed:
+        print(f"{outcome.boxed} items keep their 'objects' in pixels; --root writes the boxes into the text")
+    if outcome.embedded:
+        print(f"{outcome.embedded} media stay embedded; --media_dir writes them to files")
     if left_out:
         print(f"left out {left_out} ({_say(outcome.codes)}), all listed in {ledger}:")
         print("\n".join(map(str, outcome.first)))
@@ -147,6 +156,8 @@ def _convert(source: Path, kind: Kind, wish: Wish, outcome: Outcome) -> Iterator
             yield FaultRecord.of(fault, Address(source.stem, number), source, "convert", kind)
         else:
             outcome.formats[name] += 1
+            outcome.boxed += _has_pixel_boxes(item)
+            outcome.embedded += sum(path.startswith("data:") for path in _media_of(item))
             yield json_line(item)
 
 
@@ -175,6 +186,18 @@ def _resolve_boxes(item: dict[str, Any], root: str) -> dict[str, Any]:
     texts = fill_in_boxes([turn["value"] for turn in turns], read_objects(item["objects"]), sizes)
     filled = [{**turn, "value": text} for turn, text in zip(turns, texts, strict=True)]
     return {key: value for key, value in {**item, "conversations": filled}.items() if key != "objects"}
+
+
+def _has_pixel_boxes(item: dict[str, Any]) -> bool:
+    """Whether boxes are left that ``--root`` would write into the text and nothing else can."""
+    if not item.get("objects") or is_preference(item):
+        return False
+    return any(box.in_pixels for box in read_objects(item["objects"]).boxes)
+
+
+def _media_of(item: dict[str, Any]) -> Iterator[str]:
+    for value in (item.get("image"), item.get("video")):
+        yield from (path for path in (value if isinstance(value, list) else [value]) if isinstance(path, str))
 
 
 def _save_media(item: dict[str, Any], folder: Path, base: Path, written: set[str]) -> dict[str, Any]:

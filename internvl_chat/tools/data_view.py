@@ -109,7 +109,7 @@ def read_view(meta: str, flags: Sequence[str]) -> View:
     from internvl_chat.model.hub import find_folder
     from internvl_chat.model.parts import check_image_size
     from internvl_chat.model.tokenizer import load_tokenizer
-    from internvl_chat.train.setup import build_maker, index_folder
+    from internvl_chat.train.setup import build_maker, cores, index_folder
     from internvl_chat.train.source import checkpoint_overrides
 
     setup_logging()
@@ -121,7 +121,7 @@ def read_view(meta: str, flags: Sequence[str]) -> View:
     check_image_size(config.image_size, config.vision_config.patch_size, config.downsample_ratio)
     tokenizer = load_tokenizer(folder)
     maker = build_maker(specs, config, tokenizer, data, train.seed)
-    workers = data.index_workers or _cores()
+    workers = data.index_workers or cores()
     return View(Path(meta), tuple(specs), maker, config, tokenizer, data, train, index_folder(data), workers)
 
 
@@ -141,9 +141,3 @@ def _read_flags(meta: str, flags: Sequence[str]) -> tuple[Any, DataArguments, Tr
     for note in notes:
         log.info("%s", note)
     return model, data, train
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0))

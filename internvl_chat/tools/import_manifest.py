@@ -22,7 +22,7 @@ _READ = ("file_name", "file_sha1", "formatting", "columns", "tags", "ranking")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the sub-command ``internvl import-manifest``."""
     parser.add_argument("source", metavar="DATASET_INFO", help="LLaMA-Factory's dataset_info.json")
-    parser.add_argument("out", metavar="OUT", help="manifest to write (.json)")
+    parser.add_argument("out", metavar="OUT", help="manifest to write (.json or .yaml)")
     parser.add_argument("--only", nargs="+", default=None, metavar="NAME", help="these data sets alone (default: all)")
     parser.add_argument(
         "--media_dir", "--media-dir", default=None, metavar="DIR",
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     from internvl_chat.data.annotation import replace_file
 
-    content = json.dumps(manifest, ensure_ascii=False, indent=2) + "\n"
+    content = _written(manifest, out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(out, lambda file: file.write(content.encode(errors="backslashreplace")))
@@ -69,6 +69,15 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{error.filename or out}: {error.strerror or error}; check the path and the disk") from error
     print(f"wrote {out}: {len(manifest)} data sets, {len(left_out)} left out; check it, then pass it as --meta_path")
     return 1 if args.only and left_out else 0
+
+
+def _written(manifest: dict[str, Any], out: Path) -> str:
+    """The manifest in the language that the name of its file stands for."""
+    if out.suffix.lower() in (".yaml", ".yml"):
+        import yaml
+
+        return str(yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True))
+    return json.dumps(manifest, ensure_ascii=False, indent=2) + "\n"
 
 
 def import_entry(name: str, entry: Any, folder: Path, media_dir: Path, notes: list[str]) -> dict[str, dict[str, Any]]:

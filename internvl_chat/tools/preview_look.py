@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 # Ids that one character may be spread over.
 _LONGEST_CHARACTER = 8
+# Characters that are shown of one text of an item, of a whole item, and of a line that holds none.
+_LONGEST_TEXT, _LONGEST_ITEM, _LONGEST_LINE = 200, 10_000, 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +88,12 @@ class Look:
     tokens: tuple[Token, ...] = ()
     cut: Cut | None = None
 
+    @property
+    def system(self) -> str | None:
+        """The manifest's system message, where the line has none of its own."""
+        own = self.record is not None and self.record.turns[0].role == "system"
+        return None if own else self.spec.system_message
+
 
 def read_line(view: View, spec: DatasetSpec, number: int) -> tuple[bytes, str]:
     """A line, counted from 1, and its name for messages. No index is needed. Raises ConfigError and DataError."""
@@ -140,12 +149,43 @@ def _media(
         if tag == IMAGE_PLACEHOLDER:
             boxes, certain = drawn[image]
             grid = choose_grid(*pictures[image].size, fitted.images[image])
-            yield Picture(record.images[image], pictures[image], grid, next(parts), boxes, certain)
+            yield Picture(name_of(record.images[image]), pictures[image], grid, next(parts), boxes, certain)
             image += 1
         else:
             film = record.videos[video]
-            yield Film(film.name, film.clip, torch.cat([next(parts) for _ in range(fitted.frames[video])]))
+            yield Film(name_of(film.name), film.clip, torch.cat([next(parts) for _ in range(fitted.frames[video])]))
             video += 1
+
+
+def name_of(medium: str) -> str:
+    """A medium as the line names it; kind and size of one that is embedded."""
+    if not medium.startswith("data:"):
+        return medium
+    head, _, content = medium.partition(",")
+    kind = head.removeprefix("data:").partition(";")[0].rpartition("/")[2]
+    size = len(content.rstrip("=")) * 3 // 4
+    return f"embedded {kind or 'file'}, {f'{size / 1024:,.0f} KB' if size >= 1024 else f'{size} bytes'}"
+
+
+def item_text(line: bytes) -> str:
+    """A line that may not be usable: its item with long texts cut, or what there is, cut."""
+    try:
+        text = json.dumps(_with_short_texts(json.loads(line)), ensure_ascii=False, indent=2)
+        return visible(_shortened(text, _LONGEST_ITEM))
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or too deep
+        return visible(_shortened(line.decode("utf-8", "backslashreplace"), _LONGEST_LINE))
+
+
+def _with_short_texts(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_shortened(key, _LONGEST_TEXT): _with_short_texts(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_short_texts(one) for one in value]
+    return _shortened(value, _LONGEST_TEXT) if isinstance(value, str) else value
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
 def boxes_by_picture(record: Record, resolved: Record) -> list[tuple[tuple[Grounding, ...], bool]]:

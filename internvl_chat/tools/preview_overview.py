@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from internvl_chat.data.faults import FaultCode
+from internvl_chat.data.corpus import held_out_lines
 from internvl_chat.data.index import LineIndex
 from internvl_chat.data.manifest import DatasetSpec
-from internvl_chat.data.survey import Spread, fault_codes
+from internvl_chat.data.survey import Spread, fault_codes, tally_faults
+from internvl_chat.data.survey_pass import FaultTally
 from internvl_chat.errors import InternVLError
 from internvl_chat.tools.preview_look import Film, Look, look, place_of, visible
 from internvl_chat.tools.preview_page import PAGE_END, page_head, picture_svg, tile_html, turns_html
@@ -30,7 +30,19 @@ _BARS = 30
 _PICTURES, _SIDE = 4, 360
 _SIZES = ("tokens", "tiles", "supervised")
 _NAMES = {"tokens": "tokens of a sample", "tiles": "tiles of a sample", "supervised": "tokens learned of a sample"}
-_HEAD = ("data set", "lines", "usable", "left out", "tokens", "median", "largest", "tiles", "learned")
+_HEAD = (
+    "data set",
+    "lines",
+    "usable",
+    "left out",
+    "held out",
+    "weight",
+    "tokens",
+    "median",
+    "largest",
+    "tiles",
+    "learned",
+)
 STYLE = """
 .sizes { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 280px), 1fr)); gap: 16px; }
 .sizes svg { width: 100%; height: auto; display: block; }
@@ -50,13 +62,14 @@ STYLE = """
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A data set: sizes of its usable lines (int64, by name), lines left out by reason, its first samples."""
+    """A data set: sizes of its usable lines (int64, by name), lines left out by FaultCode, its first samples."""
 
     spec: DatasetSpec
     lines: int
     sizes: dict[str, np.ndarray]
-    left_out: dict[str, int]
+    left_out: dict[str, FaultTally]
     looks: tuple[Look, ...]
+    held_out: int = 0
     error: str | None = None
 
 
@@ -69,13 +82,13 @@ def _part(view: View, spec: DatasetSpec, cards: int) -> Part:
     try:
         index = view.open(spec)
         codes = fault_codes(index, view.maker.limits)
-        reasons = Counter(FaultCode(code).name for code in codes[codes > 0].tolist())
         usable = np.flatnonzero(codes == 0)
         sizes = {name: index.table[name][usable].astype(np.int64) for name in _SIZES}
         looks = tuple(_look(view, spec, index, int(line)) for line in usable[:cards])
-        return Part(spec, len(index), sizes, dict(reasons.most_common()), looks)
+        held_out = int((held_out_lines(spec, len(index)) & (codes == 0)).sum())
+        return Part(spec, len(index), sizes, tally_faults(index, spec, view.maker), looks, held_out)
     except InternVLError as error:
-        return Part(spec, 0, {name: np.zeros(0, np.int64) for name in _SIZES}, {}, (), str(error))
+        return Part(spec, 0, {name: np.zeros(0, np.int64) for name in _SIZES}, {}, (), error=str(error))
 
 
 def _look(view: View, spec: DatasetSpec, index: LineIndex, line: int) -> Look:
@@ -94,11 +107,11 @@ def page_html(title: str, parts: Sequence[Part]) -> str:
 def _row(part: Part) -> str:
     tokens, usable = Spread.of(part.sizes["tokens"]), len(part.sizes["tokens"])
     tiles, learned = int(part.sizes["tiles"].sum()), int(part.sizes["supervised"].sum())
+    spec = part.spec
     cells = [
-        *(
-            f"{value:,}"
-            for value in (part.lines, usable, part.lines - usable, tokens.sum, tokens.p50, tokens.max, tiles)
-        ),
+        *(f"{value:,}" for value in (part.lines, usable, part.lines - usable, part.held_out)),
+        f"{spec.repeat_time:g} times" if spec.weight is None else f"{spec.weight:g}",
+        *(f"{value:,}" for value in (tokens.sum, tokens.p50, tokens.max, tiles)),
         f"{100 * learned / max(1, tokens.sum):.1f} %",
     ]
     name = f"<td>{escape(visible(part.spec.name))}</td>"
@@ -111,8 +124,10 @@ def part_html(part: Part) -> str:
     head = f"<section><h2>{name}<small>{path}</small></h2>"
     if part.error is not None:
         return f'{head}<p class="fault">{escape(visible(part.error))}</p></section>\n'
-    reasons = ", ".join(f"{count:,} {code}" for code, count in part.left_out.items())
-    faults = f'<p class="fault">left out: {reasons}</p>' if reasons else ""
+    faults = "".join(
+        f'<p class="fault">left out: {tally.count:,} {code}, the first: {escape(visible(str(tally.first[0])))}</p>'
+        for code, tally in part.left_out.items()
+    )
     charts = "".join(histogram(part.sizes[name], _NAMES[name]) for name in _SIZES)
     cards = "".join(map(card_html, part.looks)) or '<p class="none">No usable line.</p>'
     return f'{head}{faults}<div class="sizes">{charts}</div><div class="cards">{cards}</div></section>\n'

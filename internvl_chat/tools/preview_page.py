@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from internvl_chat.data.boxes import to_pixels
-from internvl_chat.tools.preview_look import Film, Look, Picture, Token, problems_of, visible
-from internvl_chat.tools.preview_text import fault_line, medium_text, shown, size_text
+from internvl_chat.tools.preview_look import Film, Look, Picture, Token, item_text, problems_of, visible
+from internvl_chat.tools.preview_text import SYSTEM, fault_line, medium_text, shown, size_text
 from internvl_chat.tools.report import HEAD, STYLE
 
 # Longest side of a picture and of a tile on the page.
@@ -63,8 +63,8 @@ def line_page(look: Look, reduction: str) -> str:
     if look.fault is not None:
         parts.append(f'<p class="fault">{escape(fault_line(look))}</p>\n')
     if look.record is None:
-        text = visible(look.line.decode("utf-8", "backslashreplace"))
-        parts.append(f'<section><h2>The line</h2><p class="raw">{escape(text)}</p></section>\n')
+        text = escape(item_text(look.line))
+        parts.append(f'<section><h2>The line</h2><p class="raw">{text}</p></section>\n')
         return "".join((*parts, PAGE_END))
     problems = "".join(f'<p class="fault">{escape(visible(text))}</p>\n' for text in problems_of(look.record))
     media = "".join(medium_html(number, medium) for number, medium in enumerate(look.media, 1))
@@ -162,11 +162,11 @@ def tile_html(tile: torch.Tensor, name: str) -> str:
 def turns_html(look: Look) -> str:
     """The conversation, boxes written into it."""
     turns = look.record.turns if look.record is not None else ()
-    return "".join(
-        f'<div class="turn {turn.role}"><b>{turn.role}'
-        f"{'' if turn.supervised or turn.role != 'gpt' else ' (not learned)'}</b>{escape(visible(turn.text))}</div>"
-        for turn in turns
-    )
+    said = [(SYSTEM, "system", look.system)] if turns and look.system is not None else []
+    for turn in turns:
+        note = "" if turn.supervised or turn.role != "gpt" else " (not learned)"
+        said.append((f"{turn.role}{note}", turn.role, turn.text))
+    return "".join(f'<div class="turn {role}"><b>{name}</b>{escape(visible(text))}</div>' for name, role, text in said)
 
 
 def tokens_html(tokens: Sequence[Token]) -> str:

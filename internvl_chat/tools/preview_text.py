@@ -5,29 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from internvl_chat.tools.preview_look import Film, Look, Picture, Token, problems_of, visible
+from internvl_chat.tools.preview_look import Film, Look, Picture, Token, item_text, problems_of, visible
 
 _OPEN, _CLOSE = "⟦", "⟧"
 _BETWEEN = "¦"
 _RESET = "\033[0m"
+# Whose a turn is that the line itself does not have.
+SYSTEM = "system (of the manifest)"
 # Two shades each, in turn, so that one sees where a token ends.
 _LEARNED, _OTHER = ("\033[32m", "\033[1;92m"), ("\033[0m", "\033[2m")
-_LONGEST_LINE = 2000
 
 
 def look_lines(look: Look, color: bool) -> Iterator[str]:
     """All that there is to say about a line of an annotation."""
     yield f"{look.place}, data set {look.spec.name!r}"
-    if look.record is None or look.sample is None:
-        text = look.line.decode("utf-8", "backslashreplace")
-        yield visible(text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}...")
+    if look.fault is not None:
         yield fault_line(look)
+    if look.record is None or look.sample is None:
+        yield item_text(look.line)
         return
     yield from media_lines(look.media)
     yield f"size: {size_text(look)}"
     for problem in problems_of(look.record):
         yield f"warning: {visible(problem)}"
     yield ""
+    if look.system is not None:
+        yield f"{SYSTEM}: {visible(look.system)}"
     for turn in look.record.turns:
         note = "" if turn.supervised or turn.role != "gpt" else " (not learned)"
         yield f"{turn.role}{note}: {visible(turn.text)}"
@@ -35,8 +38,6 @@ def look_lines(look: Look, color: bool) -> Iterator[str]:
     mark = f"{_LEARNED[0]}green{_RESET}" if color else f"{_OPEN}in brackets{_CLOSE}, tokens divided by {_BETWEEN}"
     yield f"as the model reads it; learned: {mark}"
     yield token_text(look.tokens, color)
-    if look.fault is not None:
-        yield fault_line(look)
 
 
 def fault_line(look: Look) -> str:

@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,16 +79,34 @@ def repair(view: View, out: Path, drop_duplicates: bool = False, decode: bool = 
             for number, record in sorted(bad.items()):
                 content = index.line(number).decode("utf-8", "backslashreplace")
                 ledger.write(json.dumps({**asdict(record), "content": content}, ensure_ascii=False) + "\n")
-            kept = len(index) - len(bad)
-            if kept:
-                with path.open("wb") as file:
-                    file.writelines(index.line(n) + b"\n" for n in range(len(index)) if n not in bad)
-                entries[spec.name] = entry_of(spec, path, kept)
-            results.append(Result(spec, kept, len(bad), path if kept else None))
+            good = [number for number in range(len(index)) if number not in bad]
+            for part, numbers, where in _parts(spec, index, good, path):
+                with where.open("wb") as file:
+                    file.writelines(index.line(number) + b"\n" for number in numbers)
+                entries[part.name] = entry_of(part, where, len(numbers))
+            results.append(Result(spec, len(good), len(bad), path if good else None))
     if not entries:
         raise DataError(f"{view.manifest}: no line of any data set can be used; {out / LEFT_OUT} says why")
     (out / MANIFEST).write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return results
+
+
+def _parts(
+    spec: DatasetSpec, index: LineIndex, good: list[int], path: Path
+) -> Iterator[tuple[DatasetSpec, list[int], Path]]:
+    """The data set with its lines and file. Held-out ones get a data set of their own: lots are drawn by line number,
+    and lines move up where others are left out.
+    """
+    from internvl_chat.data.corpus import held_out_lines
+
+    held_out = held_out_lines(spec, len(index))
+    split = spec.eval_share > 0 and spec.split == "train"
+    train = [number for number in good if not (split and held_out[number])]
+    if train:
+        yield replace(spec, eval_share=0.0) if split else spec, train, path
+    if kept := [number for number in good if split and held_out[number]]:
+        other = replace(spec, name=f"{spec.name}, held out", eval_share=0.0, split="eval", weight=None)
+        yield other, kept, path.with_suffix(".held_out.jsonl")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +136,12 @@ def _left_out(
 
     from internvl_chat.data.address import Address
     from internvl_chat.data.faults import Fault, FaultRecord
-    from internvl_chat.data.survey import explain_line, fault_codes
+    from internvl_chat.data.index import explain_line
+    from internvl_chat.data.survey import fault_codes
 
     codes = fault_codes(index, view.maker.limits)
     for number in np.flatnonzero(codes).tolist():
-        yield number, explain_line(index, spec, view.maker, number, int(codes[number]))
+        yield number, explain_line(index, spec, view.maker, number)
     for number in seen.unloadable.tolist():
         address = Address(spec.name, number)
         try:

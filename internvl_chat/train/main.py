@@ -54,6 +54,7 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
         if dist.rank() == 0:
             Ledger(output_dir / "faults.jsonl").rewrite(error.records)
         raise
+    identity["data"] = setup.data_identity(batches, data_args)
     now = setup.data_state(batches, 0, identity)
     dist.check_agreement("data", now.plan, "are all pictures and annotations visible on every node?")
     if resume:
@@ -77,7 +78,8 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
         learning_rates=rates,
         loss_reduction=data_args.loss_reduction,
         ledger=Ledger(output_dir / (f"faults.rank{rank}.jsonl" if rank else "faults.jsonl")),
-        max_faults=int(data_args.max_fault_share * len(batches.corpus)),
+        # A line that cannot be loaded is so in every epoch.
+        max_faults=int(data_args.max_fault_share * len(batches.corpus) * max(1.0, batches.epochs)),
     )
     trainer.add_callback(TrueEpoch(batches.schedule))
     trainer.add_callback(
@@ -90,8 +92,15 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
     trainer.save_model()
     trainer.save_state()
     folder = finish(trainer, output_dir, model_args.merge_lora)
-    log.info("the model is in %s; try it: internvl chat %s", folder, folder)
+    _say_goodbye(trainer, folder)
     return trainer
+
+
+def _say_goodbye(trainer: InternVLTrainer, folder: Path) -> None:
+    """What was left out since the run, or its last resume, began; where the model is."""
+    if trainer.meter.faults_in_all:
+        log.warning("%d samples could not be loaded and were left out: faults.jsonl", trainer.meter.faults_in_all)
+    log.info("the model is in %s; try it: internvl chat %s", folder, folder)
 
 
 def _start(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainArguments]:

@@ -22,6 +22,7 @@ from internvl_chat.data.plan.schedule import Cost, PlanSettings, Schedule
 from internvl_chat.data.sample import SampleMaker, VideoSettings, own_encoders
 from internvl_chat.data.tiles import TileSettings
 from internvl_chat.data.tokens import Encoder
+from internvl_chat.errors import ConfigError
 from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.train import dist
 from internvl_chat.train.state import DataState
@@ -39,7 +40,7 @@ def build_corpus(
         specs,
         build_maker(specs, config, tokenizer, data, seed),
         index_folder(data),
-        workers=data.index_workers or _cores(crew.size),
+        workers=data.index_workers or cores(crew.size),
         rebuild=data.rebuild_index,
         look_again=look_again,
         max_fault_share=data.max_fault_share,
@@ -53,7 +54,7 @@ def build_maker(
     """What makes the samples of these data sets under these flags. Raises ConfigError."""
     check_method(data.sampling_method)
     max_tiles = data.num_images_expected if data.use_packed_ds else _NO_LIMIT
-    return SampleMaker(
+    maker = SampleMaker(
         Encoder.from_config(tokenizer, config),
         TileSettings.from_config(config, data.image_backend),
         Limits(data.max_seq_length, max_tiles, data.long_samples),
@@ -62,6 +63,14 @@ def build_maker(
         own_encoders(specs, config, tokenizer),
         data.remote_media,
     )
+    for spec in specs:
+        videos = maker.videos_of(spec)
+        if videos.min_frames > videos.max_frames:
+            raise ConfigError(
+                f"data set {spec.name!r}: min_num_frame {videos.min_frames} is more than max_num_frame "
+                f"{videos.max_frames} (manifest and flags together); lower the first or raise the second"
+            )
+    return maker
 
 
 def index_folder(data: DataArguments) -> Path:
@@ -70,7 +79,7 @@ def index_folder(data: DataArguments) -> Path:
     return Path(data.index_dir) if data.index_dir else cache / "index"
 
 
-def _cores(processes: int) -> int:
+def cores(processes: int = 1) -> int:
     """Cores for each of the processes of this machine: those it is bound to, or its share of all."""
     bound, there = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     return bound if bound < there else max(1, there // processes)
@@ -107,6 +116,18 @@ def _plan_id(corpus: Corpus, schedule: Schedule) -> str:
     data = [[i.table_path.name, s.name, s.repeat_time] for s, i in zip(corpus.specs, corpus.indexes, strict=True)]
     sizes = [len(corpus), int(corpus.tokens.sum()), int(corpus.tiles.sum()), zlib.crc32(corpus.line.tobytes())]
     return hashlib.sha256(json.dumps([data, sizes, asdict(schedule.settings)]).encode()).hexdigest()[:16]
+
+
+def data_identity(batches: MicroBatches, data: DataArguments) -> dict[str, Any]:
+    """What a resumed run must share so that a sample is the same and weighs the same, beside its place in the plan."""
+    maker, specs = batches.corpus.maker, batches.corpus.specs
+    augmented = {spec.name: spec.data_augment for spec in specs}
+    return {
+        "seed": maker.seed,
+        "image_backend": maker.tiles.backend,
+        "loss_reduction": data.loss_reduction,
+        "data_augment": augmented,
+    }
 
 
 def data_state(batches: MicroBatches, step: int, model: dict[str, Any]) -> DataState:

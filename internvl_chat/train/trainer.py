@@ -21,9 +21,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.batch import Batch
-from internvl_chat.data.faults import Ledger
+from internvl_chat.data.faults import FaultRecord, Ledger
 from internvl_chat.data.loader import MicroBatches, make_loader
 from internvl_chat.errors import ConfigError, DataError
+from internvl_chat.log import get_logger
 from internvl_chat.model.build import load_weights
 from internvl_chat.model.lora import load_trained, save_adapter, unwrap
 from internvl_chat.model.loss import token_weights
@@ -34,6 +35,11 @@ from internvl_chat.train.metrics import COLUMNS, Meter, step_counts
 from internvl_chat.train.setup import data_state
 from internvl_chat.train.source import ModelSource
 from internvl_chat.train.state import ADAPTER, begin_saving, finish_saving, keep_newest
+
+log = get_logger(__name__)
+
+# Samples of a rank that could not be loaded and are shown in the log; the ledger has all.
+_SHOWN = 3
 
 
 class InternVLTrainer(Trainer):
@@ -77,6 +83,7 @@ class InternVLTrainer(Trainer):
         self.loss_reduction = loss_reduction
         self.ledger = ledger
         self.max_faults = max_faults
+        self._faults_shown = 0
         self.meter = Meter(dist.world_size())
         self._step_loss = torch.zeros(())
         self._grad_norm: Any = None
@@ -104,7 +111,7 @@ class InternVLTrainer(Trainer):
         if not batches:
             return [], None
         weights = [token_weights(batch.labels, batch.cu_seqlens, self.loss_reduction) for batch in batches]
-        self.ledger.write([fault for batch in batches for fault in batch.faults])
+        self._note_faults([fault for batch in batches for fault in batch.faults])
         settings = self.batches.schedule.settings
         padded = sum(batch.input_ids.numel() for batch in batches)
         capacity = settings.max_tokens * self.args.per_device_train_batch_size * len(batches)
@@ -117,12 +124,13 @@ class InternVLTrainer(Trainer):
         counts = dist.sum_over_ranks(counts)
         self.meter.add(counts)
         if self.meter.faults_in_all > self.max_faults:
-            here = [str(fault) for batch in batches for fault in batch.faults][:3]
+            here = [str(fault) for batch in batches for fault in batch.faults][:_SHOWN]
             raise DataError(
                 "\n".join(
                     [
                         f"samples that could not be loaded so far: {self.meter.faults_in_all}, more than "
-                        f"--max_fault_share allows ({self.max_faults}); all are listed in {self.ledger.path}",
+                        f"--max_fault_share allows ({self.max_faults}); all are listed in {self.ledger.path}; "
+                        "`internvl check --decode` finds them before, `internvl repair --decode` takes them out",
                         *here,
                     ]
                 )
@@ -130,6 +138,13 @@ class InternVLTrainer(Trainer):
         self._step_samples = [f"{a.dataset}:{a.line + 1}" for batch in batches for a in batch.addresses]
         denominator = counts[COLUMNS.index("weight")].to(device, torch.float32)
         return list(zip(batches, weights, strict=True)), denominator
+
+    def _note_faults(self, faults: list[FaultRecord]) -> None:
+        """Samples of this rank that could not be loaded: into the ledger, the first also into the log."""
+        self.ledger.write(faults)
+        for fault in faults[: max(0, _SHOWN - self._faults_shown)]:
+            log.warning("left out, could not be loaded: %s", fault)
+        self._faults_shown += len(faults)
 
     def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
         """Batch and weights -> the model's arguments on the device. (The library would cast the weights to bf16.)"""

@@ -260,7 +260,9 @@ def test_a_flag_that_cannot_be_used_says_why(refuse: Refuse, words: list[str], s
 
 
 def test_a_manifest_that_does_not_exist_is_found_here(refuse: Refuse) -> None:
-    assert refuse("--meta_path", "gone.json") == ["--meta_path gone.json: does not exist; give a manifest (JSON)"]
+    assert refuse("--meta_path", "gone.json") == [
+        "--meta_path gone.json: does not exist; give a manifest (JSON or YAML)"
+    ]
 
 
 def test_a_stray_word_at_the_start() -> None:

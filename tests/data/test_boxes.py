@@ -37,6 +37,7 @@ FORMS: list[Any] = [
     {"ref": ["bus"], "bbox": [[20, 10, 60, 40]], "bbox_type": "real", "image_id": [0]},
     {"ref": ["bus"], "bbox": [[0.1, 0.1, 0.3, 0.4]], "bbox_type": "norm1"},
     {"ref": ["bus"], "bbox": [[20, 10, 60, 40]]},
+    {"ref": ["bus"], "bbox": [[20, 10, 60, 40]], "bbox_type": ["real"]},
 ]
 
 
@@ -68,6 +69,8 @@ def test_names_and_boxes_are_counted_apart_and_over_all_turns() -> None:
         ((150, 50, 300, 130), [750, 500, 1000, 1000]),
         ((0.4, 0.4, 0.6, 0.6), [2, 4, 3, 6]),
         ((20, 10), [100, 100]),
+        ((20, 10, 20.01, 10.01), [100, 100, 101, 101]),
+        ((199.99, 99.99, 200, 100), [999, 999, 1000, 1000]),
     ],
 )
 def test_a_box_is_clipped_to_the_picture(corners: tuple[float, ...], expected: list[int]) -> None:
@@ -93,6 +96,10 @@ def test_a_box_is_clipped_to_the_picture(corners: tuple[float, ...], expected: l
         ([{"ref": "a", "bbox": [1, 2, 3, 4]}] * 2, "has 2 names, the text has 1 <ref-object>; write <ref-object> once"),
         ([{"bbox": [1, 2, 3, 4]}] * 2, "has 0 names, the text has 1 <ref-object>"),
         ({"ref": ["a"], "bbox": [[1, 2, 3, 4]], "image_id": [0, 0]}, "has 1 boxes but 2 in 'image_id'"),
+        ({"ref": ["a"], "bbox": [[1, 2, 3, 4]], "bbox_type": ["real", "real"]}, "has 1 boxes but 2 units; give one"),
+        ({"ref": ["a"], "bbox": [[1, 2, 3, 4]], "bbox_type": {"a": 1}}, "has the unit {'a': 1}; use one of pixel"),
+        ([{"ref": "x <image>", "bbox": [1, 2, 3, 4]}], "'objects'[0] has a name with <image> in it; write the name"),
+        ([{"ref": "<bbox>", "bbox": [1, 2, 3, 4]}], "'objects'[0] has a name with <bbox> in it"),
         ("[1", "'objects' is a string, but not JSON"),
         (7, "'objects' holds 7; write a list of"),
         ([7], "'objects'[0] is 7; write"),
@@ -181,3 +188,8 @@ def test_doubtful_boxes_are_named(text: str, says: str) -> None:
 def test_a_record_without_objects_keeps_its_text() -> None:
     record = parse_record(line("What is a <bbox>?", "A tag."))
     assert resolve_boxes(record, []) == record
+
+
+def test_a_text_full_of_open_boxes_does_not_hang() -> None:
+    assert len(box_problems("<box>" * 300_000)) == 1
+    assert parse_boxes("<ref>" * 300_000) == []

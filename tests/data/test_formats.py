@@ -563,3 +563,15 @@ def test_any_object_is_an_item_or_a_fault(item: dict[str, Any], data: st.DataObj
             assert recognise(result) == "internvl"
             assert json.dumps(to_internvl(result)) == json.dumps(result)
     assert json.dumps(item) == before
+
+
+def test_a_text_full_of_open_tags_does_not_hang() -> None:
+    text = "<img>" * 300_000
+    assert to_internvl({"query": text, "response": "a"})["conversations"][0]["value"] == text
+
+
+def test_what_the_stated_internvl_format_would_not_read_is_refused() -> None:
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    assert to_internvl({"conversations": turns, "system": "Be brief."})["conversations"][0]["from"] == "system"
+    with pytest.raises(Fault, match="key 'system' is not read in the InternVL format; put it into the turns"):
+        to_internvl({"conversations": turns, "system": "Be brief."}, "internvl")

@@ -281,3 +281,97 @@ def test_image_limits_of_a_data_set_are_faults(tmp_path: Path) -> None:
         "4: picture 'big.png' is 200 x 150, outside max_image_pixels 20000 of the manifest; remove the line, or change "
         "the limit",
     ]
+
+
+# -- every line that is left out has an entry in the ledger --------------------------------------------------------
+
+
+def test_a_wrong_declared_size_that_no_sample_caught_is_explained(tmp_path: Path) -> None:
+    items = pictured(tmp_path, 300)
+    items[1] |= {"width": 4000, "height": 1000}  # not among those that are looked into
+    spec = spec_of(write_lines(tmp_path / "a.jsonl", items), tmp_path)
+    maker = make_maker(max_tokens=200)
+    corpus = open_corpus([spec], maker, tmp_path / "index")
+    assert len(corpus) == 299
+    (fault,) = corpus.left_out()
+    assert fault.line == 2
+    assert "more than max_seq_length 200" in fault.reason
+
+
+def test_faults_that_hang_on_a_picture_are_looked_at_again(tmp_path: Path) -> None:
+    write_noise(tmp_path / "a.png", 50, 50)
+    boxed = line("<image>", "<bbox>", image="a.png", objects=[{"bbox": [60, 60, 90, 90]}])
+    spec = spec_of(write_lines(tmp_path / "a.jsonl", [boxed, *lines_of(2)]), tmp_path)
+    assert open_index(spec, make_maker(), tmp_path / "index").table["code"].tolist() == [FaultCode.OBJECTS, 0, 0]
+    write_noise(tmp_path / "a.png", 200, 100)
+    assert open_index(spec, make_maker(), tmp_path / "index").table["code"].tolist() == [0, 0, 0]
+
+
+def test_a_fault_that_is_gone_since_is_listed_all_the_same(tmp_path: Path) -> None:
+    spec = spec_of(write_lines(tmp_path / "a.jsonl", [line("<image>", "x", image="a.png")]), tmp_path)
+    index = open_index(spec, make_maker(), tmp_path / "index")
+    write_noise(tmp_path / "a.png", 50, 50)
+    (fault,) = explain_faults(index, spec, make_maker())
+    assert (fault.code, fault.reason) == ("MISSING_IMAGE", "was faulty when the index was built")
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 5000, "/proc/1/root/no/such", "file://[abc/x.png", "zip://x::" * 1500 + "a.zip", "a\0b.png"]
+)
+def test_an_impossible_name_is_the_fault_of_its_line_alone(tmp_path: Path, name: str) -> None:
+    items = [line("<image>", "x", image=name, width=30, height=30), *lines_of(1)]
+    spec = spec_of(write_lines(tmp_path / "a.jsonl", items), tmp_path)
+    index = open_index(spec, make_maker(), tmp_path / "index")
+    assert index.table["code"][1] == 0
+    (fault,) = explain_faults(index, spec, make_maker())
+    assert fault.code in ("MISSING_IMAGE", "BROKEN_IMAGE", "UNREADABLE")
+    assert len(str(fault)) < 1000
+
+
+# -- files that change at the wrong moment -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["measure_part", "merge_parts"])
+@pytest.mark.parametrize("change", ["replaced", "grown"])
+def test_an_annotation_that_changes_while_it_is_indexed_is_refused(
+    tmp_path: Path, moment: str, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", lines_of(10))
+    content, spec = path.read_bytes(), spec_of(path)
+    step = getattr(index_build, moment)
+
+    def change_first(*args: Any) -> Any:
+        path.write_bytes(content[:700] if change == "replaced" else content + content)
+        return step(*args)
+
+    monkeypatch.setattr(index_build, moment, change_first)
+    with pytest.raises(DataError, match="changed after its index was opened"):
+        open_index(spec, make_maker(), tmp_path / "index")
+    monkeypatch.undo()
+    path.write_bytes(content)
+    assert len(open_index(spec, make_maker(), tmp_path / "index")) == 10
+
+
+def test_a_change_of_the_same_size_with_its_time_set_back_is_seen(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [line("Hi", "Ho")])
+    spec, stat = spec_of(path), path.stat()
+    assert open_index(spec, make_maker(), tmp_path / "index").table["code"].tolist() == [0]
+    path.write_bytes(path.read_bytes().replace(b"Ho", b"  "))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    table = open_index(spec, make_maker(), tmp_path / "index").table
+    assert table["code"].tolist() == [FaultCode.EMPTY_ANSWER]
+
+
+def test_an_index_that_another_job_finishes_in_between_is_taken(tmp_path: Path) -> None:
+    spec = spec_of(write_lines(tmp_path / "a.jsonl", lines_of(600)))
+    expected = open_index(spec, make_maker(), tmp_path / "alone").table
+    arrived: list[int] = []
+
+    def other_job() -> None:
+        arrived.append(1)
+        if len(arrived) == 1:  # behind the first process's look, before the second's
+            open_index(spec, make_maker(), tmp_path / "index")
+
+    index = open_indexes([spec], make_maker(), tmp_path / "index", crew=Crew(0, 2, "job", other_job))[0]
+    assert np.array_equal(index.table, expected)
+    assert not list((tmp_path / "index").glob("*.part*"))

@@ -37,6 +37,15 @@ ITEMS: list[dict[str, Any]] = [
 ]  # fmt: skip
 VALUES: list[Any] = [None, True, 0, -1, 1e400, 10**400, "", " ", "x", "<image>", "gpt", "\ud83d", [], {}, [[]], [None]]
 VALUES += [
+    "file://[abc/x.png",
+    "x" * 5000,
+    "zip://x::" * 1500 + "a.zip",
+    "/proc/1/root/x",
+    ["real"],
+    "<bbox>",
+    "<video>",
+]
+VALUES += [
     "a.png",
     "gone.png",
     ["a.png", 3],
@@ -121,6 +130,7 @@ def test_ten_thousand_damaged_lines(folder: Path) -> None:
         assert fault.value.reason
         assert fault.value.mend
         seen[FaultCode(size[3]).name] += 1
+    assert "UNEXPECTED" not in seen
     # The damage reaches every check, and not every line is lost to the first one.
     assert seen["sample"] > LINES // 10
     expected = {"NOT_JSON", "CONVERSATIONS", "TURN", "TURN_ORDER", "EMPTY_ANSWER", "PLACEHOLDERS", "MISSING_IMAGE"}

@@ -143,10 +143,11 @@ def test_a_system_turn_that_the_template_refuses_is_a_fault() -> None:
     ("template", "says"),
     [
         (None, "has no chat template; name a template"),
-        ("{{ messages[0]['content'] }}", "it does not write every message, in order"),
+        ("{{ messages[0]['content'] }}", "it does not write every message once, in order"),
         ("{% for m in messages %}{{ m['content'] }}. {% endfor %}", "up to a special token"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}{{ nothing.at_all }}", "'nothing' is undefined"),
         ("{{ ", "cannot be used: "),
+        (CHATML.replace("m['content'] +", "m['content'] + m['content'] +"), "it does not write every message once"),
     ],
 )
 def test_a_template_that_cannot_be_used_says_why(template: str | None, says: str) -> None:
@@ -176,3 +177,33 @@ def test_a_saved_template_takes_pictures_in_parts_and_is_saved_unchanged_again()
 
 def test_it_is_no_name_of_a_named_template() -> None:
     assert OWN_TEMPLATE not in TEMPLATES
+
+
+def test_the_date_in_a_template_never_moves() -> None:
+    """Samples, and the key of the index, must not depend on the clock."""
+    tok = copy.deepcopy(tokenizer("qwen2"))
+    dated = CHATML.replace("You help.", "Today is ' + date_string + '.")
+    tok.chat_template = "{% if not date_string %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}" + dated
+    ids, _ = Encoder(tok, OwnTemplate(tok), 4).encode(TURNS, [])
+    assert "Today is 01 Jan 2025." in decode(ids.tolist(), "qwen2")
+    tok.chat_template = CHATML.replace("You help.", "Today is ' + strftime_now('%d %B %Y') + '.")
+    with pytest.raises(ConfigError, match="it writes the date of the day, on which samples must not depend"):
+        OwnTemplate(tok)
+
+
+def test_a_template_that_writes_no_system_turn_refuses_the_line_alone() -> None:
+    tok = copy.deepcopy(tokenizer("qwen2"))
+    tok.chat_template = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + CHATML
+    encode = Encoder(tok, OwnTemplate(tok), 4)
+    with pytest.raises(Fault, match="does not write a system turn here; remove the turn"):
+        encode.encode([Turn("system", "x"), *TURNS], [])
+    encode.encode(TURNS, [])
+
+
+def test_the_special_tokens_are_part_of_the_fingerprint() -> None:
+    prints = set()
+    for end in ("<|im_end|>", "<|endoftext|>"):
+        tok = copy.deepcopy(tokenizer("qwen2"))
+        tok.chat_template, tok.eos_token = BRACKETS.replace("bos_token", "''"), end
+        prints.add(Encoder(tok, OwnTemplate(tok), 4).fingerprint())
+    assert len(prints) == 2

@@ -200,7 +200,7 @@ def test_archives_that_cannot_be_used_say_why(archives: Path) -> None:
         ("cut.zip", "a.png"): "is damaged or compressed as a whole",
         ("", "zip://a.png::pics.7z"): "is no .zip or .tar archive",
         ("", "zip://a.png"): "names no archive; write zip://PATH-INSIDE::ARCHIVE",
-        ("", "zip://a.png::zip://b.zip::c.zip"): "is no .zip or .tar archive",
+        ("", "zip://a.png::zip://b.zip::c.zip"): "is an archive inside an archive",
     }
     for (root, name), message in cases.items():
         fault = fault_of(str(archives / root), name)

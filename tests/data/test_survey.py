@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,25 @@ def test_decoding_finds_truncated_pictures(tmp_path: Path, broken: bool) -> None
     assert {c: (t.count, t.first[0].line, t.first[0].stage) for c, t in found.load_faults.items()} == (
         {"BROKEN_IMAGE": (1, 2, "load")} if broken else {}
     )
+
+
+@pytest.mark.parametrize(
+    ("first", "more", "said"), [(900, [], True), (900, [[0, 0, 1001, 30]], False), (480, [], False)]
+)
+def test_boxes_that_look_like_thousandths(tmp_path: Path, first: int, more: list[Any], said: bool) -> None:
+    write_noise(tmp_path / "a.png", 400, 300)
+    lines = [
+        line("<image>\n<bbox>", f"a {number}", image="a.png", objects=[{"bbox": box}])
+        for number, box in enumerate([[100, 100, first, 300], [1, 1, 20, 20], *more])
+    ]
+    tally = survey(tmp_path, lines).warnings["box_clipped"]
+    assert tally.count == 1 + len(more) and tally.first[0].line == 1
+    assert ("looks like 0-1000" in tally.first[0].text) == said
+
+
+def test_a_table_is_named_as_one(tmp_path: Path) -> None:
+    table = survey(tmp_path, ["image,question,answer", "a.png,what,that"]).warnings["no_jsonl"]
+    assert (table.count, table.first[0].text) == (1, "this is no JSONL: it looks like CSV")
+    assert "no_jsonl" in survey(tmp_path, ["image\tquestion"]).warnings
+    for first in (json.dumps(line("q, r", "a")), "", "some words"):
+        assert "no_jsonl" not in survey(tmp_path, [first, line("q", "a")]).warnings

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from tests.data.helpers import line, write_lines
 from tests.tools.troubles import DECODED, TROUBLES, data_flags, number_of, write_troubles
 
 SCHEMA: dict[str, Any] = {
-    "manifest": str, "would_train": bool, "reasons": [str], "hints": [str], "epoch": (dict, type(None)),
+    "manifest": str, "decoded": bool, "would_train": bool, "reasons": [str], "hints": [str],
+    "epoch": (dict, type(None)),
     "totals": {"data_sets": int, "lines": int, "usable": int, "left_out": int, "warnings": int},
     "data_sets": [dict],
 }  # fmt: skip
@@ -78,7 +81,8 @@ def test_every_trouble_is_named_with_its_line(tmp_path: Path, tiny: Path, worker
     truncated = found["load_faults"][DECODED["truncated"]]
     assert (truncated["lines"], truncated["first"][0]["line"]) == (1, number_of("truncated"))
     assert found["warnings"][DECODED["turned"]]["first"][0]["line"] == number_of("turned")
-    assert (found["lines"], found["usable"]) == (39, 39 - sum(trouble[2] is not None for trouble in TROUBLES))
+    assert found["lines"] == len(TROUBLES)
+    assert found["usable"] == len(TROUBLES) - sum(trouble[2] is not None for trouble in TROUBLES)
     assert found["answers"]["repetitive"] == 1 and found["longest"] > 300 >= found["tokens"]["max"]
 
 
@@ -87,8 +91,9 @@ def test_text_json_and_nothing_else_on_stdout(tmp_path: Path, tiny: Path, capsys
     assert run(meta, *flags, "--json", str(tmp_path / "deep" / "r.json")) == 1
     text = capsys.readouterr().out
     assert f"{tmp_path / 'troubles.jsonl'}:{number_of('no such picture')}: picture" in text
-    assert "training would stop" in text and "--max_fault_share 0.49" in text and "internvl repair" in text
-    assert "19 of 39 lines left out" in text
+    count = sum(trouble[2] is not None for trouble in TROUBLES)
+    assert "training would stop" in text and f"--max_fault_share {count / len(TROUBLES) + 0.01:.2}" in text
+    assert f"{count} of {len(TROUBLES)} lines left out" in text
     assert run("--json", "-", meta, *flags) == 1  # the tool's flags may stand before META, too
     out = capsys.readouterr().out
     assert json.loads(out) == json.loads((tmp_path / "deep" / "r.json").read_text())
@@ -115,7 +120,7 @@ def test_exit_status(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[s
     assert "--long_samples is fail" in capsys.readouterr().out
     none = write_manifest(tmp_path, none={"lines": good, "split": "eval"})
     assert run(str(none), *data_flags(tiny)) == 1
-    assert "nothing to train on" in capsys.readouterr().out
+    assert "no line of the manifest can be used" in capsys.readouterr().out
 
 
 def test_pictures_that_fail_to_load_stop_the_run_above_the_share(tmp_path: Path, tiny: Path) -> None:
@@ -125,6 +130,8 @@ def test_pictures_that_fail_to_load_stop_the_run_above_the_share(tmp_path: Path,
     assert run(meta, *data_flags(tiny)) == 0
     assert run(meta, *data_flags(tiny), "--decode") == 1
     assert run(meta, *data_flags(tiny), "--decode", "--max_fault_share", "0.1") == 0
+    hints = check(read_view(meta, data_flags(tiny)), decode=True).hints
+    assert any("--max_fault_share 0.11" in hint for hint in hints)
 
 
 def test_one_unreadable_annotation_does_not_hide_the_others(tmp_path: Path, tiny: Path) -> None:
@@ -181,3 +188,93 @@ def test_no_data_is_one_message(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "meta.json").write_text("{}")
     with pytest.raises((ConfigError, DataError), match="no data set in it"):
         run(str(tmp_path / "meta.json"), *data_flags(tiny))
+
+
+def text_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    run(*words)
+    return capsys.readouterr().out
+
+
+def test_pictures_that_were_only_measured_are_said_to_be(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_troubles(tmp_path)
+    broken = [line("<image>", "a", image="cut.png"), *(line(f"q {n}", "a") for n in range(9))]
+    meta = str(write_manifest(tmp_path, cut={"lines": broken, "root": str(tmp_path)}, text=[line("q", "a")]))
+    flags = data_flags(tiny, "--max_fault_share", "0.5")
+    measured, decoded = text_of(capsys, meta, *flags), text_of(capsys, meta, *flags, "--decode")
+    assert measured.splitlines()[-1] == "pictures and videos were measured, not decoded; --decode looks inside"
+    assert "not decoded" not in decoded and "broken" not in measured.splitlines()[0]
+    head, *rows = (row.split() for row in decoded.splitlines()[:4])
+    assert head[-1] == "broken" and [row[-1] for row in rows] == ["1", "0", "1"]
+    text = str(write_manifest(tmp_path, text=[line("q", "a")]))
+    assert "not decoded" not in text_of(capsys, text, *flags)  # nothing to decode
+
+
+def test_a_run_that_stops_says_why_under_the_table(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meta = str(write_manifest(tmp_path, bad=[line("q", "a"), b"{"], empty=[]))
+    under = text_of(capsys, meta, *data_flags(tiny)).splitlines()[2]
+    assert under.startswith("epoch -: training would stop: ") and "empty.jsonl" in under
+    assert under.endswith("(and 1 more, see below)")
+    good = str(write_manifest(tmp_path, good=[line("q", "a")]))
+    assert "epoch -" not in text_of(capsys, good, *data_flags(tiny))
+
+
+def test_the_hint_for_repair_can_be_pasted(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from internvl_chat.tools import repair
+
+    meta = write_manifest(tmp_path, half=[line("q", "a"), b"{", line("r", "a")])
+    meta = meta.rename(tmp_path / "my data.json")
+    flags = data_flags(tiny, "--index_dir", str(tmp_path / "in dex"))
+    for decode in ([], ["--decode"]):
+        out = text_of(capsys, str(meta), "--strict", *flags, *decode)
+        hint = next(text for text in out.splitlines() if "internvl repair" in text)
+        words = shlex.split(hint[hint.index("internvl repair") :])
+        assert words == ["internvl", "repair", str(meta), "my data_repaired", *decode, *flags]
+    parser = argparse.ArgumentParser()
+    repair.add_arguments(parser)
+    words[3] = str(tmp_path / "out")
+    assert repair.run(parser.parse_args(words[2:])) == 0
+
+
+@pytest.mark.parametrize(("bad", "given"), [(1, True), (3, False)])
+def test_no_share_is_named_where_most_is_lost(tmp_path: Path, tiny: Path, bad: int, given: bool) -> None:
+    meta = str(write_manifest(tmp_path, some=[line("q", "a"), line("r", "a"), *[b"{"] * bad]))
+    hints = to_json(check(read_view(meta, data_flags(tiny))))["hints"]
+    assert any("--max_fault_share" in hint for hint in hints) == given
+    assert any("'some': most of it is lost" in hint for hint in hints) != given
+    none = str(write_manifest(tmp_path, none=[b"{"]))
+    hints = to_json(check(read_view(none, data_flags(tiny))))["hints"]
+    assert not any("internvl repair" in hint for hint in hints)  # nothing would be left
+
+
+@pytest.mark.parametrize("way", ["drop", "fewer_tiles", "truncate"])
+def test_hints_for_long_samples_leave_out_what_is_set(tmp_path: Path, tiny: Path, way: str) -> None:
+    """One line is too long in its first round, the other in all of them."""
+    lines = [line("word " * 400, "a"), line("q", "a", "word " * 300, "b")]
+    meta = str(write_manifest(tmp_path, long=lines))
+    whole = to_json(check(read_view(meta, data_flags(tiny)), False))["data_sets"][0]["longest"]
+    report = to_json(check(read_view(meta, data_flags(tiny, "--long_samples", way))))
+    (found,) = report["data_sets"]
+    hint = next(hint for hint in report["hints"] if hint.startswith("TOO_LONG"))
+    assert found["longest"] == whole and f"--max_seq_length {whole} takes them all" in hint
+    assert f"--long_samples {way}" not in hint and "where one round alone is too long, truncate" in hint
+    assert ("--long_samples truncate (fewer rounds) makes 1 of 2 fit" in hint) == (way != "truncate")
+    assert "fewer_tiles" not in hint  # there are no pictures
+    if way == "truncate":
+        assert list(found["cut"]) == ["FEWER_TURNS"] and found["faults"]["TOO_LONG"]["lines"] == 1
+
+
+def test_lines_that_were_cut_are_named(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [line("q", "a"), *(line(f"q {n}", "a", "word " * 300, "b") for n in range(4))]
+    meta = str(write_manifest(tmp_path, long=lines))
+    out = text_of(capsys, meta, *data_flags(tiny, "--long_samples", "truncate"))
+    start = out.splitlines().index("  cut to fit: 4 x FEWER_TURNS")
+    shown = out.splitlines()[start + 1 : start + 5]
+    found = [
+        re.fullmatch(r"    .*long\.jsonl:(\d): (\d+) of (\d+) tokens and 0 of 0 tiles are left", x) for x in shown[:3]
+    ]
+    assert [int(one[1]) for one in found if one] == [2, 3, 4] and shown[3] == "    ... and 1 more"
+    assert all(int(one[2]) < 300 < int(one[3]) for one in found if one)

@@ -221,3 +221,18 @@ def test_what_comes_out_is_read_like_what_went_in(tmp_path: Path, out: Path) -> 
     assert convert(put(tmp_path, items), out) == 0
     texts = out.read_text(encoding="utf-8").splitlines()
     assert [parse_record(text) for text in texts] == [parse_record(item) for item in items]
+
+
+def test_what_another_flag_would_do_is_said(tmp_path: Path, out: Path, capsys: Any) -> None:
+    write_noise(tmp_path / "p.png", 200, 100)
+    url = f"data:image/png;base64,{base64.b64encode(picture_bytes(200, 100)).decode()}"
+    boxed = {"query": "<ref-object>", "response": "<bbox>", "images": ["p.png"], "objects": OBJECTS}
+    shares = {**boxed, "objects": OBJECTS.replace("real", "norm1000")}
+    path = put(tmp_path, [boxed, {**boxed, "images": [url]}, shares, {**SWIFT, "images": [url, url]}, GOOD])
+    assert convert(path, out) == 0
+    said = capsys.readouterr().out
+    assert "2 items keep their 'objects' in pixels; --root writes the boxes into the text" in said
+    assert "3 media stay embedded; --media_dir writes them to files" in said
+    assert convert(path, out, "--root", tmp_path, "--media_dir", tmp_path / "pics", "--overwrite") == 0
+    said = capsys.readouterr().out
+    assert "objects" not in said and "embedded" not in said

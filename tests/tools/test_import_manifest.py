@@ -142,3 +142,18 @@ def test_mistakes_are_named(folder: Path) -> None:
     convert(folder, good)
     with pytest.raises(ConfigError, match=r"meta\.json exists already; choose another OUT, or pass --overwrite"):
         convert(folder, good)
+
+
+@pytest.mark.parametrize("name", ["meta.yaml", "meta.YML"])
+def test_a_yaml_file_holds_yaml(folder: Path, name: str) -> None:
+    from internvl_chat.data.manifest import load_manifest
+
+    (folder / "dataset_info.json").write_text(json.dumps({"z 图": MLLM, "a": {"file_name": "demo.json"}}))
+    parser = argparse.ArgumentParser()
+    import_manifest.add_arguments(parser)
+    source, out = folder / "dataset_info.json", folder.parent / name
+    assert import_manifest.run(parser.parse_args([str(source), str(out)])) == 0
+    text = out.read_text(encoding="utf-8")
+    assert text.startswith("z 图:\n  root: ") and "{" not in text
+    convert(folder, source.read_text())  # the same as JSON
+    assert load_manifest(out) == load_manifest(folder.parent / "meta.json")

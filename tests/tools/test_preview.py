@@ -20,11 +20,21 @@ from internvl_chat.data.address import Address
 from internvl_chat.errors import ConfigError
 from internvl_chat.tools import preview as tool
 from internvl_chat.tools.data_view import View, read_view
-from internvl_chat.tools.preview_look import Film, Look, Picture, decoder, look, read_line, split_tokens
+from internvl_chat.tools.preview_look import (
+    Film,
+    Look,
+    Picture,
+    decoder,
+    item_text,
+    look,
+    name_of,
+    read_line,
+    split_tokens,
+)
 from internvl_chat.tools.preview_overview import bins, histogram, overview_page
 from internvl_chat.tools.preview_page import line_page, picture_svg
 from internvl_chat.tools.preview_text import look_lines, token_text
-from tests.data.helpers import line, tokenizer, write_lines, write_noise
+from tests.data.helpers import line, picture_bytes, tokenizer, write_lines, write_noise
 from tests.tools.test_report import _Page
 from tests.tools.troubles import data_flags, number_of, write_troubles
 
@@ -263,3 +273,78 @@ def test_histograms_by_hand() -> None:
     assert heights[0] == pytest.approx(2 * heights[2]) and heights[1] == 0
     assert "3: 2 samples" in page.words
     assert "none" in histogram(np.zeros(0, np.int64), "tokens")
+
+
+def embedded(width: int, height: int) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture_bytes(width, height)).decode()}"
+
+
+def preview_of(folder: Path, tiny: Path, item: Any, **keys: Any) -> Look:
+    annotation = write_lines(folder / "one.jsonl", [item])
+    (folder / "one.json").write_text(json.dumps({"one": {"root": "", "annotation": str(annotation), **keys}}))
+    return seen(read_view(str(folder / "one.json"), data_flags(tiny, "--max_seq_length", "2000")), 1, "one")
+
+
+def test_embedded_media_are_named_by_kind_and_size(tmp_path: Path, tiny: Path) -> None:
+    url = embedded(400, 300)
+    size = len(picture_bytes(400, 300))
+    one = preview_of(tmp_path, tiny, line("<image>\nq", "a", image=url))
+    text, page = "\n".join(look_lines(one, color=False)), line_page(one, "token")
+    assert size >= 1024 and f"1. embedded png, {size / 1024:.0f} KB: 400 x 300 pixels" in text
+    assert url[:60] not in text and "data:" not in text and url[:60] not in page
+    assert f"1. embedded png, {size / 1024:.0f} KB: 400 x 300" in page
+    assert name_of("a/b.png") == "a/b.png" and name_of("data:;base64,AAAA") == "embedded file, 3 bytes"
+    assert name_of("data:image/jpeg;base64,AAA=") == "embedded jpeg, 2 bytes"
+
+
+def test_a_line_left_out_shows_its_fault_and_its_texts_in_short(tmp_path: Path, tiny: Path) -> None:
+    long, url = "word " * 1000, embedded(400, 300)
+    one = preview_of(tmp_path, tiny, line("<image>", long, image=[url, "\x1b[31m.png"]))
+    lines = list(look_lines(one, color=False))
+    assert lines[1].startswith("left out (PLACEHOLDERS): 1 <image>")
+    text = "\n".join(lines)
+    page = html.unescape(line_page(one, "token"))
+    for shown in (text, page):
+        assert f"{long[:200]}... (5,000 characters)" in shown and long[:201] not in shown
+        assert f"{url[:200]}... ({len(url):,} characters)" in shown and url[:201] not in shown
+        assert "\x1b" not in shown and "[31m.png" in shown
+    assert text.index("left out") < text.index("conversations")
+    no_item = b'x {"image": "' + url.encode() * 9
+    broken = list(look_lines(preview_of(tmp_path, tiny, no_item), color=False))
+    assert broken[1].startswith("left out (NOT_JSON)") and len("".join(broken[2:])) < 2100
+    assert len(line_page(preview_of(tmp_path, tiny, no_item), "token")) < 20_000
+    assert len(item_text(json.dumps([["a"] * 99] * 999).encode())) < 10_100
+    assert item_text(b"[" * 100_000).startswith("[[[") and item_text(b"\xff") == "\\xff"
+
+
+def test_a_manifests_system_message_is_part_of_the_conversation(tmp_path: Path, tiny: Path) -> None:
+    said, bare = "system (of the manifest)", line("q", "a")
+    for item, keys, there in (
+        (bare, {"system_message": "Be <brief>."}, True),
+        (line("q", "a", system="Own."), {"system_message": "Be <brief>."}, False),
+        (bare, {}, False),
+    ):
+        one = preview_of(tmp_path, tiny, item, **keys)
+        assert (f"{said}: Be <brief>." in list(look_lines(one, color=False))) == there
+        assert (f"<b>{said}</b>Be &lt;brief&gt;.</div>" in line_page(one, "token")) == there
+
+
+def test_the_page_of_a_manifest_says_what_is_left_out_and_held_out(tmp_path: Path, tiny: Path) -> None:
+    troubles = write_troubles(tmp_path)
+    entry = json.loads(troubles.read_text())["troubles"]
+    good = str(write_lines(tmp_path / "good.jsonl", [line(f"q {n}", "a") for n in range(4)]))
+    meta = {
+        "troubles": {**entry, "weight": 0.25},
+        "good": {"root": "", "annotation": good, "weight": 3, "eval_share": 1.0},
+    }
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    page = _Page(overview_page(read_view(str(tmp_path / "meta.json"), data_flags(tiny)), 1))
+    words = "".join(page.words)
+    number = number_of("no such picture")
+    assert f"left out: 1 MISSING_IMAGE, the first: {tmp_path / 'troubles.jsonl'}:{number}: picture" in words
+    assert "left out: 4 NOT_JSON" in words
+    (tmp_path / "meta.json").write_text(json.dumps({"good": {**meta["good"], "weight": None, "repeat_time": 2}}))
+    again = "".join(_Page(overview_page(read_view(str(tmp_path / "meta.json"), data_flags(tiny)), 1)).words)
+    head = "data set lines usable left out held out weight".replace(" ", "")
+    assert head in words.replace(" ", "") and "good440" + "43" in words and "0.25" in words
+    assert "good440" + "42 times" in again

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from internvl_chat.data.corpus import open_corpus
 from internvl_chat.data.manifest import DatasetSpec, ImageLimits, load_manifest
 from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.tools import repair as tool
@@ -30,7 +31,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def test_what_is_left_is_clean_and_unchanged(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    meta = write_troubles(tmp_path / "in", data_augment=True, length=39)
+    meta = write_troubles(tmp_path / "in", data_augment=True, length=len(TROUBLES))
     before = {path: path.read_bytes() for path in (tmp_path / "in").iterdir()}
     out, flags = tmp_path / "out", data_flags(tiny)
     assert run(str(meta), str(out), *flags, "--drop_duplicates", "--decode") == 0
@@ -63,7 +64,7 @@ def test_containers_are_unpacked_and_keys_kept(tmp_path: Path, tiny: Path, monke
     (tmp_path / "pics").mkdir()
     (tmp_path / "array.json").write_text(json.dumps([line("é", "a"), line("q"), line("r", "b")], indent=1))
     entry = {
-        "root": "pics", "annotation": "array.json", "eval_share": 0.5, "max_dynamic_patch": 2, "length": "3",
+        "root": "pics", "annotation": "array.json", "split": "eval", "max_dynamic_patch": 2, "length": "3",
         "min_image_side": 4, "system_message": "Be brief.", "repeat_time": 3, "sampling_method": "fps2",
     }  # fmt: skip
     (tmp_path / "meta.json").write_text(json.dumps({"a/b": entry, "left_out": {**entry, "weight": None}}))
@@ -118,3 +119,22 @@ def test_data_sets_without_a_usable_line(tmp_path: Path, tiny: Path, capsys: pyt
     with pytest.raises(DataError, match=r"no line of any data set can be used; .*left_out\.jsonl says why"):
         run(str(tmp_path / "none.json"), str(tmp_path / "p"), *data_flags(tiny))
     assert len(read(tmp_path / "p" / "left_out.jsonl")) == 2
+
+
+def test_held_out_lines_stay_held_out(tmp_path: Path, tiny: Path) -> None:
+    """Lots are drawn by line number, and lines move up where others are left out."""
+    items = ["{", *(line(f"Say {number}.", f"{number}") for number in range(40))]
+    entry = {"root": "", "annotation": str(write_lines(tmp_path / "a.jsonl", items)), "eval_share": 0.5}
+    meta = tmp_path / "meta.json"
+    meta.write_text(json.dumps({"notes": entry}))
+    flags = [*data_flags(tiny), "--max_fault_share", "1"]
+
+    def questions(manifest: Path, split: str) -> set[str]:
+        view = read_view(str(manifest), flags)
+        corpus = open_corpus(view.specs, view.maker, tmp_path / "index", split=split, max_fault_share=1)  # type: ignore[arg-type]
+        entries = zip(corpus.dataset.tolist(), corpus.line.tolist(), strict=True)
+        return {json.loads(corpus.indexes[d].line(n))["conversations"][0]["value"] for d, n in entries}
+
+    assert run(str(meta), str(tmp_path / "out"), *flags) == 0
+    for split in ("train", "eval"):
+        assert questions(tmp_path / "out" / "manifest.json", split) == questions(meta, split) != set()

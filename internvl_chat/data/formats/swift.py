@@ -46,7 +46,7 @@ ALIASES = {
     "system": ("system_prompt",),
 }  # fmt: skip
 _BOTH_WAYS = "pictures are given both as <img>path</img> and in a list or with <image>"
-_PATH_TAG = re.compile(r"<img>(.*?)</img>", re.S)
+_PATH_TAG = re.compile(r"<img>((?:(?!<img>).)*?)</img>", re.S)
 
 
 def swift(item: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

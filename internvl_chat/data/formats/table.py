@@ -25,6 +25,10 @@ def internvl(item: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
         if user != name and name in item and name not in columns:
             raise wrong(f"key {name!r} is there beside {user!r}, which 'columns' gives that name", "remove one of them")
     renamed = {wanted.get(key, key): value for key, value in item.items()}
+    if "conversations" in renamed:
+        for key in ("system", "tools", "audios"):
+            if not is_empty(renamed.get(key)):
+                raise wrong(f"key {key!r} is not read in the InternVL format", "put it into the turns, or remove it")
     for key in ("image", "video"):
         if is_empty(renamed.get(key)) and not is_empty(renamed.get(f"{key}s")):
             raise wrong(f"key '{key}s' is not read in the InternVL format", f"rename it to {key!r}")
