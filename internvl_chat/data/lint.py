@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -173,8 +174,8 @@ def _parse(line: bytes, spec: DatasetSpec) -> tuple[dict[str, Any], Record | Non
     def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         whole = dict(pairs)
         if len(whole) < len(pairs):
-            keys = [key for key, _ in pairs]
-            doubled.extend(key for key in whole if keys.count(key) > 1)
+            counts = Counter(key for key, _ in pairs)
+            doubled.extend(key for key in whole if counts[key] > 1)
         return whole
 
     try:
