@@ -28,7 +28,7 @@ def commands_of(title: str) -> list[list[str]]:
 def test_blocks_run_as_written_one_after_the_other(tmp_path: Path) -> None:
     """Only the size of the sample data is cut down."""
     commands = commands_of("Fine-tune on your data")
-    assert [command[1] for command in commands] == ["tiny", "digits", "train", "chat"]
+    assert [command[1] for command in commands] == ["tiny", "digits", "check", "preview", "train", "chat"]
     more = commands_of("LoRA, and folders that any engine loads")
     assert [command[1] for command in more] == ["train", "chat", "merge-lora", "export", "models"]
     commands += more
@@ -40,6 +40,7 @@ def test_blocks_run_as_written_one_after_the_other(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
         assert command[1] != "chat" or done.stdout.strip(), "the model said nothing"
     assert "InternVL3-2B" in done.stdout
+    assert "<svg" in (tmp_path / "work_dirs" / "preview.html").read_text()
     assert (tmp_path / "work_dirs" / "merged-hf" / "chat_template.jinja").is_file()
     assert list((tmp_path / "work_dirs" / "mine" / "runs").rglob("events.out.tfevents*"))
     assert (tmp_path / "work_dirs" / "mine" / "train_log.jsonl").is_file()

@@ -203,7 +203,7 @@ def test_a_tokenizer_without_tokenizer_json_is_refused_with_the_mend() -> None:
 def test_an_unknown_template_gets_the_nearest_and_the_list(typo: str) -> None:
     with pytest.raises(ConfigError) as error:
         get_template(typo)
-    assert f"--conv_style {typo!r} is not a template; did you mean" in str(error.value)
+    assert f"conv_style {typo!r} is not a template; did you mean" in str(error.value)
     assert all(name in str(error.value) for name in TEMPLATES)
 
 
