@@ -96,11 +96,12 @@ class Encoder:
     def encode(self, turns: Sequence[Turn], tiles: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """ids and labels, int64 (T,), of a whole conversation; ``tiles`` holds the tiles of each picture in order."""
         writer = self._write(turns, tiles)
-        return np.array(writer.ids, np.int64), np.array(writer.labels, np.int64)
+        return writer.spread(writer.ids), writer.spread(writer.labels)
 
     def encode_prompt(self, turns: Sequence[Turn], tiles: Sequence[int]) -> np.ndarray:
         """ids, int64 (T,), of a conversation that ends with a human turn, up to and including the assistant header."""
-        return np.array(self._write(turns, tiles, prompt=True).ids, np.int64)
+        writer = self._write(turns, tiles, prompt=True)
+        return writer.spread(writer.ids)
 
     def _write(self, turns: Sequence[Turn], tiles: Sequence[int], prompt: bool = False) -> _Writer:
         tags = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
@@ -165,8 +166,21 @@ class _Writer:
         self._pending = ""
         self._after_eater = False
         self._written = ""  # the start of the next header that is there already
+        # Of a picture's tokens only one stands in these; ``spread`` has all. Lists of thousands would take most of the
+        # time that an index needs.
+        self._runs: list[tuple[int, int]] = []
         self.ids: list[int] = []
         self.labels: list[int] = []
+
+    def spread(self, values: list[int]) -> np.ndarray:
+        """int64 (T,): ``ids`` or ``labels`` with every image token in its place."""
+        array = np.array(values, np.int64)
+        if not self._runs:
+            return array
+        times = np.ones(len(array), np.int64)
+        places, counts = zip(*self._runs, strict=True)
+        times[list(places)] = counts
+        return array.repeat(times)
 
     def add_header(self, text: str) -> None:
         """Template text: its markers become tokens, the rest joins the text around it."""
@@ -220,8 +234,8 @@ class _Writer:
 
     def _put_image(self) -> None:
         self._put_marker(IMG_START, supervised=False)
-        count = next(self._tiles) * self._encoder.tokens_per_tile
-        self._put([self._encoder.image_token_id] * count, supervised=False)
+        self._runs.append((len(self.ids), next(self._tiles) * self._encoder.tokens_per_tile))
+        self._put([self._encoder.image_token_id], supervised=False)
         self._put_marker(IMG_END, supervised=False)
 
 
