@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from internvl_chat.data.tiles import TileSettings, count_tiles
 from internvl_chat.data.tokens import Encoder
 
 LongSamples = Literal["drop", "fail", "fewer_tiles", "truncate"]
-LONG_SAMPLES: tuple[LongSamples, ...] = get_args(LongSamples)
 
 
 @dataclass(frozen=True)

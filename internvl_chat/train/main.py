@@ -98,7 +98,7 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
 
 def _say_goodbye(trainer: InternVLTrainer, folder: Path) -> None:
     """What was left out since the run, or its last resume, began; where the model is."""
-    if trainer.meter.faults_in_all:
+    if trainer.meter.faults_in_all and dist.rank() == 0:  # a sum over all ranks
         log.warning("%d samples could not be loaded and were left out: faults.jsonl", trainer.meter.faults_in_all)
     log.info("the model is in %s; try it: internvl chat %s", folder, folder)
 
