@@ -23,6 +23,7 @@ from internvl_chat.log import get_logger
 log = get_logger(__name__)
 
 Split = Literal["train", "eval"]
+_FOOTPRINT = ("tokens", "tiles", "supervised")
 # Faults of a data set that are shown in the log; the ledger has all.
 _SHOWN = 3
 
@@ -105,14 +106,14 @@ def open_corpus(
         _report(spec, index, maker, usable, lines[-1], split)
     if refused:  # all of them: whoever mends his data wants to know at once
         raise TooManyFaults("\n".join(map(str, refused)), chain.from_iterable(error.records for error in refused))
-    columns = _entries(specs, indexes, lines)
+    columns = _entries(specs, indexes, lines, split)
     if not len(columns["line"]):
         raise DataError(
             "no line of the manifest can be used: all are faulty, held out (eval_share), or of another split"
         )
     for number, (spec, good) in enumerate(zip(specs, lines, strict=True)):
         used = columns["line"][columns["dataset"] == number]
-        if spec.weight is not None and len(used):
+        if spec.weight is not None and len(used) and split == "train":
             log.info("data set %s: %d samples in an epoch, of %d lines", spec.name, len(used), len(good))
     visits = tuple(
         int(columns["visit"][columns["dataset"] == number].max(initial=0)) + 1 for number in range(len(specs))
@@ -142,10 +143,11 @@ def held_out_lines(spec: DatasetSpec, lines: int) -> np.ndarray:
 
 
 def _entries(
-    specs: Sequence[DatasetSpec], indexes: Sequence[LineIndex], lines: Sequence[np.ndarray]
+    specs: Sequence[DatasetSpec], indexes: Sequence[LineIndex], lines: Sequence[np.ndarray], split: Split
 ) -> dict[str, np.ndarray]:
+    """Columns of the corpus. Repeats and weights are for training; for evaluation every line counts once."""
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("dataset", "line", "visit", *_FOOTPRINT)}
-    counts = _weighted_counts(specs, lines)
+    counts = [len(good) for good in lines] if split == "eval" else _weighted_counts(specs, lines)
     for number, (spec, index, good) in enumerate(zip(specs, indexes, lines, strict=True)):
         if counts is None:
             rounds, rest = _repeat(spec, good, len(index))
@@ -160,9 +162,6 @@ def _entries(
         for name in _FOOTPRINT:
             columns[name].append(index.table[name][chosen].astype(np.int32))
     return {name: np.concatenate(parts) for name, parts in columns.items()}
-
-
-_FOOTPRINT = ("tokens", "tiles", "supervised")
 
 
 def _repeat(spec: DatasetSpec, good: np.ndarray, lines: int) -> tuple[int, np.ndarray]:

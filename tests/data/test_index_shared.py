@@ -246,6 +246,7 @@ def test_held_out_lines_are_never_trained_on_and_stay_so_when_the_file_grows(tmp
     def split(count: int) -> tuple[set[int], set[int]]:
         spec = spec_of(write_lines(tmp_path / "a.jsonl", lines_of(count)), eval_share=0.2, repeat_time=2)
         parts = [open_corpus([spec], make_maker(), tmp_path / "index", split=s) for s in ("train", "eval")]  # type: ignore[arg-type]
+        assert [len(part) / len(set(part.line.tolist())) for part in parts] == [2, 1]
         return set(parts[0].line.tolist()), set(parts[1].line.tolist())
 
     train, held_out = split(200)
