@@ -21,4 +21,6 @@ def setup_logging(verbose: bool = False) -> None:
     logger = logging.getLogger("internvl_chat")
     logger.handlers[:] = [handler]
     logger.propagate = False
+    # Where it is installed, it warns of a kernel that is not, whether anything is quantised or not.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logger.setLevel(logging.DEBUG if verbose else logging.INFO if rank == 0 else logging.WARNING)
