@@ -54,6 +54,12 @@ class LineFile:
     def of(cls, path: Path) -> LineFile:
         return cls(path, _state_of(path.stat()))
 
+    def close(self) -> None:
+        """Let go of the file; it is opened, and compared, again when it is next read."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
     def check(self) -> None:
         """Raise DataError if the file has changed."""
         self._compare(self.path.stat())

@@ -89,7 +89,7 @@ def measure_part(
     begin = 0 if known is None else len(known)
     starts = range(begin + crew.rank * _CHUNK_LINES, len(offsets), crew.size * _CHUNK_LINES)
     spans = [(offsets[s : s + _CHUNK_LINES].copy(), ends[s : s + _CHUNK_LINES].copy()) for s in starts]
-    job = (lines, spec, maker, _declared_sizes_hold(lines, offsets, ends, spec, maker))
+    job = (lines, spec, maker, _declared_sizes_hold(file, offsets, ends, spec, maker))
     if workers > 1 and len(spans) > 1:
         # Forked processes have the tokenizer already; sent along with each span, it would take longer than the span.
         context = multiprocessing.get_context("fork")
@@ -98,6 +98,7 @@ def measure_part(
     else:
         chunks = [_measure_span(span, *job) for span in spans]
     rows = np.concatenate(chunks) if chunks else np.zeros(0, INDEX_DTYPE)
+    file.close()
     file.check()
     replace_file(_part(target, crew, crew.rank), lambda out: np.save(out, rows))
 
@@ -145,6 +146,7 @@ def look_again(file: LineFile, target: Path, spec: DatasetSpec, maker: SampleMak
         return
     ends = np.append(table["offset"][1:], file.state[0])
     rows = {int(n): measure_line(file.read(int(table["offset"][n]), int(ends[n])), spec, maker) for n in doubtful}
+    file.close()
     changed = {number: row for number, row in rows.items() if row[3] != table["code"][number]}
     if changed:
         renewed = np.array(table)
@@ -195,10 +197,9 @@ def _measure_span(span: _Span, lines: Path, spec: DatasetSpec, maker: SampleMake
 
 
 def _declared_sizes_hold(
-    lines: Path, offsets: np.ndarray, ends: np.ndarray, spec: DatasetSpec, maker: SampleMaker
+    file: LineFile, offsets: np.ndarray, ends: np.ndarray, spec: DatasetSpec, maker: SampleMaker
 ) -> bool:
     """Whether the pictures of lines spread over the file have the sizes that these give. A warning, if not."""
-    file = LineFile.of(lines)
     for number in np.unique(np.linspace(0, len(offsets) - 1, _VERIFIED).astype(int)) if len(offsets) else ():
         wrong = maker.contradicted_size(file.read(int(offsets[number]), int(ends[number])), spec)
         if wrong is not None:

@@ -329,6 +329,17 @@ def test_an_impossible_name_is_the_fault_of_its_line_alone(tmp_path: Path, name:
     assert len(str(fault)) < 1000
 
 
+def test_an_index_holds_two_files_open(tmp_path: Path) -> None:
+    """Manifests name hundreds of data sets, and a process may open a thousand files."""
+    items = [*pictured(tmp_path, 5), line("<image>", "x", image="gone.png")]
+    spec = spec_of(write_lines(tmp_path / "a.jsonl", items), tmp_path)
+    kept, before = [], len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(4):
+        kept.append(open_index(spec, make_maker(), tmp_path / f"index{number // 2}"))
+        kept[-1].line(0)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2 * len(kept)  # lines and table
+
+
 # -- files that change at the wrong moment -------------------------------------------------------------------------
 
 
