@@ -37,7 +37,8 @@ from internvl_chat.data.corpus import open_corpus
 from internvl_chat.data.fit import Limits
 from internvl_chat.data.loader import MicroBatches, Place, make_loader
 from internvl_chat.data.manifest import DatasetSpec
-from internvl_chat.data.plan.schedule import PlanSettings, Schedule
+from internvl_chat.data.plan.epoch import PlanSettings
+from internvl_chat.data.plan.schedule import Schedule
 from internvl_chat.data.sample import SampleMaker
 from internvl_chat.data.template import get_template
 from internvl_chat.data.tiles import TileSettings, choose_grid
@@ -200,7 +201,7 @@ def write_text_lines(path: Path, count: int) -> Path:
 def open_ours(path: Path, index: Path) -> MicroBatches:
     corpus = open_corpus([DatasetSpec("bench", "", path)], maker(), index, workers=os.cpu_count() or 1)
     settings = PlanSettings(packed=False, packs_per_step=8, seed=0, batch_size=16)
-    schedule = Schedule(corpus.tokens, corpus.tiles, settings)
+    schedule = Schedule(corpus, settings)
     return MicroBatches(corpus, schedule, Place(0, 1, 8), 0, schedule.steps_in(1), 0)
 
 

@@ -26,6 +26,7 @@ TOOLS = {
     "tiny": ("internvl_chat.tools.tiny", "write a small random model folder for tests and first steps"),
     "check": ("internvl_chat.tools.check", "tell all that is wrong with the data of a manifest"),
     "preview": ("internvl_chat.tools.preview", "show a line as the model sees it, or a page about all data"),
+    "plan": ("internvl_chat.tools.plan", "tell packs, steps and waiting of a run before it starts"),
     "repair": ("internvl_chat.tools.repair", "write the data anew without the lines that training would leave out"),
     "convert-data": ("internvl_chat.tools.convert_data", "turn an annotation of any known format into our JSONL"),
     "import-manifest": ("internvl_chat.tools.import_manifest", "turn LLaMA-Factory's dataset_info.json into ours"),

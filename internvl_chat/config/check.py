@@ -78,7 +78,9 @@ def _is_true(flags: dict[str, Any], name: str) -> bool:
 
 def _pack_holds_a_sample(flags: dict[str, Any]) -> str | None:
     longest, budget = _value(flags, "max_seq_length", 8192), _value(flags, "max_packed_tokens", 8192)
-    if not _is_true(flags, "use_packed_ds") or longest <= budget:
+    if not (_is_true(flags, "use_packed_ds") or "max_packed_tokens" in flags):
+        return None
+    if longest <= budget or budget < 8:  # too small a budget has a rule of its own
         return None
     return (
         f"--max_seq_length {longest:g} is more than --max_packed_tokens {budget:g}: a sample that long fits no pack, "
@@ -158,6 +160,46 @@ def _idle(flags: dict[str, Any]) -> str | None:
     return None
 
 
+def _evaluates(flags: dict[str, Any]) -> bool:
+    return flags.get("eval_strategy", "no") in ("steps", "epoch")
+
+
+def _needs_evaluation(name: str) -> Rule:
+    def rule(flags: dict[str, Any]) -> str | None:
+        off = str(flags.get(name, "")).lower() in ("", "false", "0", "none")
+        if off or _evaluates(flags):
+            return None
+        return f"--{name} {flags[name]} does nothing without --eval_strategy steps (or epoch)"
+
+    return rule
+
+
+def _how_often(flags: dict[str, Any]) -> str | None:
+    """The library would evaluate as often as it logs."""
+    strategy, steps = flags.get("eval_strategy", "no"), _value(flags, "eval_steps", 0)
+    if strategy == "steps" and not steps:
+        return "--eval_strategy steps: say how often, e.g. --eval_steps 500 (below 1: a share of the run)"
+    if strategy != "steps" and steps:
+        return f"--eval_steps {flags['eval_steps']} does nothing without --eval_strategy steps"
+    return None
+
+
+def _best_checkpoint(flags: dict[str, Any]) -> str | None:
+    if flags.get("save_strategy") == "best" and not _evaluates(flags):
+        return "--save_strategy best: which is best is only known with --eval_strategy steps (or epoch)"
+    if not _is_true(flags, "load_best_model_at_end"):
+        return None
+    strategies = flags.get("eval_strategy", "no"), flags.get("save_strategy", "steps")
+    if _evaluates(flags) and strategies[1] not in (strategies[0], "best"):
+        return f"--load_best_model_at_end: only what is saved can be best, with --save_strategy {strategies[0]} or best"
+    every, saved = _value(flags, "eval_steps", 0), _value(flags, "save_steps", 500)
+    if strategies == ("steps", "steps") and every >= 1 and saved >= 1 and saved % every:
+        return f"--load_best_model_at_end: --save_steps {saved:g} must be a multiple of --eval_steps {every:g}"
+    if _is_true(flags, "save_only_model") and flags.get("deepspeed"):
+        return "--load_best_model_at_end with --save_only_model does not go with --deepspeed; leave the second out"
+    return None
+
+
 def _quantized(flags: dict[str, Any]) -> str | None:
     bits = [name for name in ("load_in_4bit", "load_in_8bit") if _is_true(flags, name)]
     if len(bits) > 1:
@@ -189,6 +231,11 @@ RULES: tuple[Rule, ...] = (
     _required("meta_path", "the manifest that names your annotations; see playground/README.md"),
     _required("output_dir", "the folder for checkpoints and logs, e.g. work_dirs/my_run"),
     _existing("meta_path", "a manifest (JSON or YAML)"),
+    _existing("eval_meta_path", "a manifest (JSON or YAML)"),
+    *(_needs_evaluation(name) for name in ("eval_meta_path", "do_eval", "eval_on_start", "eval_delay")),
+    *(_needs_evaluation(f) for f in ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")),
+    _how_often,
+    _best_checkpoint,
     _existing("mlp_path", "a file with the projector's weights (.safetensors, .pth, .bin)"),
     _existing("new_tokens", "a text file with one token per line"),
     _number("use_llm_lora", 0, whole=True),
@@ -218,22 +265,27 @@ RULES: tuple[Rule, ...] = (
     _number("weight_decay", 0),
     _number("num_train_epochs", 0.001),
     _number("per_device_train_batch_size", 1, whole=True),
+    _number("per_device_eval_batch_size", 0, whole=True),
     _number("gradient_accumulation_steps", 1, whole=True),
     _number("dataloader_num_workers", 0, whole=True),
     _number("warmup_steps", 0),
     _number("seed", 0, whole=True),
     _number("data_seed", 0, whole=True),
     _number("save_steps", 0),
+    _number("eval_steps", 0),
+    _number("eval_delay", 0),
     _number("logging_steps", 0),
     _number("save_total_limit", 1, whole=True),
     _choice("loss_reduction", "token", "sample", "square"),
+    _choice("nonfinite_step", "stop", "skip"),
+    _number("peak_tflops", 0.001),
     _choice("image_backend", "torch", "pillow"),
     _choice("long_samples", "drop", "fail", "fewer_tiles", "truncate"),
     _choice("normalize_type", "imagenet", "clip", "siglip"),
     _choice("ps_version", "v1", "v2"),
     _choice("attn_implementation", "auto", "packed", "sdpa", "eager", "flash_attention_2"),
     _choice("train_sampling_strategy", "random", "group_by_length"),
-    _unavailable("eval_strategy", "evaluation during training is not available in this version yet"),
+    _choice("eval_strategy", "no", "steps", "epoch"),
     _unavailable("enable_jit_checkpoint", "it can hang a run of several ranks; lower --save_steps"),
     _pack_holds_a_sample,
     _tile_bounds,

@@ -13,6 +13,10 @@ class DataArguments:
     meta_path: str | None = field(
         default=None, metadata={"help": "Manifest (JSON or YAML) that names the annotations."}
     )
+    eval_meta_path: str | None = field(
+        default=None,
+        metadata={"help": "Manifest of what is evaluated on, beside the lines that --meta_path holds out of training."},
+    )
     conv_style: str | None = field(
         default=None,
         metadata={"help": "Conversation template; chat_template = whatever the tokenizer's own chat template says."},
@@ -61,8 +65,21 @@ class DataArguments:
         default="torch", metadata={"help": "Resizing: torch is faster, pillow is bit-exact with the original."}
     )
     use_packed_ds: bool = field(default=False, metadata={"help": "Pack whole samples into one row, no padding."})
-    max_packed_tokens: int = field(default=8192, metadata={"help": "Token budget of a pack."})
-    num_images_expected: int = field(default=40, metadata={"help": "Tile budget of a pack."})
+    max_packed_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Token budget of a pack (default 8192), or of a padded batch with its padding (none)."},
+    )
+    num_images_expected: int | None = field(
+        default=None, metadata={"help": "Tile budget of a pack (default 40), or of a padded batch (none)."}
+    )
+    worst_first: bool = field(
+        default=False,
+        metadata={"help": "Begin each epoch with its heaviest steps: what runs out of memory does so at once."},
+    )
+    use_data_resampling: bool = field(
+        default=False,
+        metadata={"help": "Weigh data sets by the square root of their size instead of their size."},
+    )
     loss_reduction: Literal["token", "sample", "square"] = field(
         default="token",
         metadata={"help": "Weight of a token: 1, 1/n or 1/sqrt(n), n the supervised tokens of its sample."},
@@ -79,3 +96,8 @@ class DataArguments:
         default=None, metadata={"help": "Processes that build an index. Default: all cores."}
     )
     rebuild_index: bool = field(default=False, metadata={"help": "Build the indexes anew."})
+
+    def __post_init__(self) -> None:
+        if self.use_packed_ds:
+            self.max_packed_tokens = self.max_packed_tokens or 8192
+            self.num_images_expected = self.num_images_expected or 40

@@ -62,14 +62,16 @@ def _group_by_length(old: str, value: str, flags: dict[str, str]) -> str | None:
 
 _LATER = "not available in this version yet"
 _GONE = "transformers 5 has it no more; leave it out"
-_EVAL = f"validation while training is {_LATER}"
+_SUMS = "evaluation sums up losses, nothing else is gathered; leave it out"
 _MPO = f"preference training is {_LATER}"
+_FULL_EVAL = ("fp16_full_eval", "bf16_full_eval")
 CHANGES: dict[str, Change] = {
     "evaluation_strategy": _rename("eval_strategy"),
     "no_cuda": _rename("use_cpu"),
     "gradient_checkpointing": _rename("grad_checkpoint"),
     "activation_checkpointing": _rename("grad_checkpoint"),
     "per_gpu_train_batch_size": _rename("per_device_train_batch_size"),
+    "per_gpu_eval_batch_size": _rename("per_device_eval_batch_size"),
     "warmup_ratio": _warmup_ratio,
     "group_by_length": _group_by_length,
     "adafactor": _refuse("use --optim adafactor"),
@@ -84,7 +86,6 @@ CHANGES: dict[str, Change] = {
     "strict_mode": _refuse("packs are never padded with empty tiles; leave it out"),
     "replacement": _refuse("an epoch shows every sample once; raise num_train_epochs or repeat_time instead"),
     "allow_overflow": _refuse("samples are never split over packs; raise --max_packed_tokens instead"),
-    "use_data_resampling": _refuse(f"{_LATER}; set repeat_time in the manifest"),
     "use_liger": _refuse(f"{_LATER}; the loss is chunked anyway"),
     "use_liger_kernel": _refuse(f"{_LATER}; the loss is chunked anyway"),
     **{name: _refuse(_MPO) for name in ("loss_type", "rpo_alpha", "sigmoid_loss_weight", "bco_pair_loss_weight")},
@@ -92,7 +93,9 @@ CHANGES: dict[str, Change] = {
     **{name: _refuse(_GONE) for name in ("fp16_opt_level", "use_ipex", "jit_mode_eval", "torchdynamo")},
     "include_num_input_tokens_seen": _refuse("tokens per second are always logged"),
     **{name: _refuse(_LATER) for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode")},
-    **{name: _refuse(_EVAL) for name in ("do_eval", "eval_on_start", "load_best_model_at_end")},
+    **{name: _refuse(_SUMS) for name in ("eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics")},
+    **{name: _always(_SUMS) for name in ("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object")},
+    **{name: _refuse("evaluation computes as training does; leave it out") for name in _FULL_EVAL},
     "dataloader_drop_last": _refuse("no sample is dropped: the last step of an epoch may be smaller"),
     "dataloader_persistent_workers": _always("there is one loader for the whole run"),
     "average_tokens_across_devices": _always("the loss has one denominator over all ranks and micro-batches"),

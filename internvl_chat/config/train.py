@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from transformers import TrainingArguments
@@ -30,12 +31,24 @@ class TrainArguments(TrainingArguments):
     per_device_train_batch_size: int = field(
         default=1, metadata={"help": "Packs (packed) or samples (padded) per device and micro-batch."}
     )
+    # The library's default is 8, whatever fits.
+    per_device_eval_batch_size: int = field(
+        default=0, metadata={"help": "The same when evaluating; 0 = as for training."}
+    )
     dataloader_num_workers: int = field(
         default=_default_workers(),
         metadata={"help": "Processes per rank that make batches. Default: up to 4, as the machine's cores allow."},
     )
     logging_steps: float = field(default=10, metadata={"help": "Optimizer steps between log lines."})
     logging_first_step: bool = field(default=True, metadata={"help": "Log the first step too."})
+    nonfinite_step: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={"help": "A step whose loss or gradient is not finite is never applied: end the run there, or go on."},
+    )
+    peak_tflops: float | None = field(
+        default=None,
+        metadata={"help": "What a device can do at most, bf16 TFLOP/s, for MFU; default: by the name of the card."},
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.report_to, str):
@@ -52,6 +65,13 @@ class TrainArguments(TrainingArguments):
             self.ddp_find_unused_parameters = False
         # The loader starts at the step to resume from; nothing is replayed.
         self.ignore_data_skip = True
+        self.per_device_eval_batch_size = self.per_device_eval_batch_size or self.per_device_train_batch_size
+        if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
+            self.metric_for_best_model = "eval_loss"
+        # The library looks at the end of the name, where ours have the data set: eval_loss/NAME.
+        measure = (self.metric_for_best_model or "").removeprefix("eval_").split("/")[0]
+        if self.greater_is_better is None and measure == "loss":
+            self.greater_is_better = False
         super().__post_init__()
 
     @property

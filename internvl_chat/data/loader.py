@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from internvl_chat.data.batch import Batch, pack_batch, pad_batch
-from internvl_chat.data.corpus import Corpus
+from internvl_chat.data.corpus import Corpus, Reader
 from internvl_chat.data.faults import Fault
 from internvl_chat.data.plan.schedule import Schedule
+
+# Number of the data set, line, visit: one sample that is due.
+Due = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,31 @@ class Place:
     accumulation: int
 
 
-class MicroBatches(Dataset[Batch]):
-    """Map-style: item ``i`` is micro-batch ``i % accumulation`` of step ``first_step + i // accumulation``.
+class BatchReader(Dataset[Batch]):
+    """Samples that are due -> their batch. All that a worker process has, beside what it is sent: paths and settings.
 
     A fault found on loading takes its sample out of the batch and rides along in ``Batch.faults``; nothing replaces it.
+    """
+
+    def __init__(self, reader: Reader, packed: bool, pad_id: int) -> None:
+        self.reader = reader
+        self.packed = packed
+        self.pad_id = pad_id
+
+    def __getitem__(self, due: tuple[Due, ...]) -> Batch:
+        samples, faults = [], []
+        for one in due:
+            try:
+                samples.append(self.reader.load(*one))
+            except Fault as fault:
+                faults.append(self.reader.record_of(fault, *one))
+        return pack_batch(samples, faults) if self.packed else pad_batch(samples, self.pad_id, faults)
+
+
+class MicroBatches(Sampler[tuple[Due, ...]]):
+    """This rank's micro-batches of the run: ``i`` is micro-batch ``i % accumulation`` of step ``i // accumulation``.
+
+    Steps count from ``first_step``. Iterating gives what is due, indexing loads it.
     """
 
     def __init__(
@@ -37,42 +62,45 @@ class MicroBatches(Dataset[Batch]):
         self.first_step = first_step
         self.num_steps = num_steps
         self.pad_id = pad_id
+        self.reader = BatchReader(corpus.reader, schedule.settings.packed, pad_id)
 
     @property
     def epochs(self) -> float:
-        """Epochs of the whole run."""
-        return self.schedule.epoch_at(self.num_steps)
+        """Epochs of the whole run, estimated where they are very many."""
+        return self.schedule.about_epochs(self.num_steps)
 
     def __len__(self) -> int:
         return (self.num_steps - self.first_step) * self.place.accumulation
 
-    def __getitem__(self, item: int) -> Batch:
+    def __iter__(self) -> Iterator[tuple[Due, ...]]:
+        return map(self.due, range(len(self)))
+
+    def due(self, item: int) -> tuple[Due, ...]:
+        """The samples of a micro-batch. Raises IndexError."""
         if not 0 <= item < len(self):
             raise IndexError(item)
         place = self.place
         step, micro = divmod(item, place.accumulation)
-        share = micro * place.world_size + place.rank
-        epoch, packs = self.schedule.packs(self.first_step + step, share, place.world_size * place.accumulation)
-        samples, faults = [], []
-        for entry in (int(entry) for pack in packs for entry in pack):
-            try:
-                samples.append(self.corpus.load(entry, epoch))
-            except Fault as fault:
-                faults.append(self.corpus.record_of(fault, entry, epoch))
-        if self.schedule.settings.packed:
-            return pack_batch(samples, faults)
-        return pad_batch(samples, self.pad_id, faults)
+        share, shares = micro * place.world_size + place.rank, place.world_size * place.accumulation
+        epoch, packs = self.schedule.packs(self.first_step + step, share, shares, place.world_size)
+        return tuple(
+            due for pack in packs for due in zip(*(c.tolist() for c in self.corpus.places(pack, epoch)), strict=True)
+        )
+
+    def __getitem__(self, item: int) -> Batch:
+        return self.reader[self.due(item)]
 
 
 def make_loader(batches: MicroBatches, num_workers: int, pin_memory: bool, prefetch: int | None = None) -> DataLoader:
     """DataLoader that yields the batches in order. Its own generator keeps the global random state untouched."""
     return DataLoader(
-        batches,
+        batches.reader,
         batch_size=None,
+        sampler=batches,
         num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=prefetch if num_workers else None,
-        # Workers get corpus and plans by forking; sent through a pipe they would be copied to each.
+        # Forked workers start at once; others would import torch and transformers first.
         multiprocessing_context="fork" if num_workers else None,
         generator=torch.Generator().manual_seed(0),
     )

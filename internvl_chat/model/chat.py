@@ -5,6 +5,7 @@ Shapes: ``B`` rows (1 for a packed row), ``T`` tokens, ``N`` tiles, ``S`` sample
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,13 @@ from internvl_chat.model.llm import build_llm
 from internvl_chat.model.loss import ChunkedLMHead, compute_dtype, divide_loss, next_token_targets
 from internvl_chat.model.projector import build_projector, project
 from internvl_chat.model.vit import InternVisionModel
+
+
+@dataclass
+class ChatOutput(CausalLMOutputWithPast):
+    """Beside the library's fields: ``token_loss`` (M,), the cross-entropy of each target, without gradients."""
+
+    token_loss: Tensor | None = None
 
 
 class InternVLChatModel(PreTrainedModel):
@@ -104,9 +112,10 @@ class InternVLChatModel(PreTrainedModel):
         tile = torch.zeros(1, self.vision_model.config.num_channels, side, side, device=device)
         return self.extract_feature(tile).sum() * 0.0
 
-    def _embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
+    def _embed(self, input_ids: Tensor, features: Tensor | None, places: Tensor | None = None) -> Tensor:
         """Token embeddings ``(B, T, hidden_size)`` with the features in place of the image placeholders.
 
+        ``places`` (P,): where these are in the flattened ids, if that is known.
         Raises ValueError if placeholders and features differ in number, ConfigError if the placeholder is unknown.
         """
         token = self.config.img_context_token_id
@@ -118,7 +127,8 @@ class InternVLChatModel(PreTrainedModel):
         embeds: Tensor = self.get_input_embeddings()(input_ids)
         if token is None:
             return embeds
-        places = (input_ids.flatten() == token).nonzero().squeeze(1)
+        if places is None:
+            places = (input_ids.flatten() == token).nonzero().squeeze(1)
         count = 0 if features is None else features.shape[0]
         if places.shape[0] != count:
             raise ValueError(
@@ -140,7 +150,7 @@ class InternVLChatModel(PreTrainedModel):
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
+        cu_seqlens: Tensor | tuple[int, ...] | None = None,
         loss_weight: Tensor | None = None,
         num_items_in_batch: Tensor | float | int | None = None,
         image_flags: Tensor | None = None,
@@ -149,19 +159,24 @@ class InternVLChatModel(PreTrainedModel):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_logits: bool = False,
+        targets: tuple[Tensor, Tensor, Tensor] | None = None,
+        image_places: Tensor | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Loss (with ``labels``) or logits of a packed row or a padded batch.
+    ) -> ChatOutput:
+        """Loss (with ``labels`` or ``targets``) or logits of a packed row or a padded batch.
 
-        Packed: input_ids, labels, position_ids (1, T), cu_seqlens (S+1,) int32 on any device, no attention_mask.
+        Packed: input_ids, labels, position_ids (1, T), cu_seqlens (S+1,) int32, no attention_mask.
         Padded: input_ids, labels, attention_mask (B, T). pixel_values (N, 3, S, S) uint8, or normalised floats.
         loss = sum_i loss_weight_i * CE_i / num_items_in_batch; loss_weight (B, T) float32, None = 1 each;
-        num_items_in_batch None = the sum of the weights. Raises ValueError on inputs that contradict each other.
+        num_items_in_batch None = the sum of the weights. ``targets``: ``next_token_targets`` of labels and weights, in
+        their stead; with it and ``image_places`` (``_embed``) nothing waits for the device. Raises ValueError on inputs
+        that contradict each other.
         """
+        supervised = labels is not None or targets is not None
         if inputs_embeds is None and input_ids is not None:
             features = self._features(pixel_values, image_flags)
-            blank = self._blank(input_ids.device) if features is None and labels is not None else None
-            inputs_embeds = self._embed(input_ids, features)
+            blank = self._blank(input_ids.device) if features is None and supervised else None
+            inputs_embeds = self._embed(input_ids, features, image_places)
             if blank is not None:
                 inputs_embeds = inputs_embeds + blank.to(inputs_embeds.dtype)
         elif inputs_embeds is None or input_ids is not None or pixel_values is not None:
@@ -169,31 +184,32 @@ class InternVLChatModel(PreTrainedModel):
         cu_seqlens, row = self._packing(inputs_embeds, position_ids, attention_mask, cu_seqlens, past_key_values)
         hidden = self.language_model.get_decoder()(
             inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
+            attention_mask=self._ready_mask(inputs_embeds) if row else attention_mask,
             past_key_values=past_key_values,
             # Said explicitly: left at its default, the cache switches off the packing detection of transformers.
-            use_cache=bool(use_cache) and labels is None and cu_seqlens is None,
+            use_cache=bool(use_cache) and not supervised and cu_seqlens is None,
             **{"position_ids": position_ids, **row},
             **kwargs,
         )
-        if labels is None:
+        if targets is None and labels is not None:
+            targets = next_token_targets(labels, loss_weight, cu_seqlens)
+        if targets is None:
             logits = self._head()(slice_logits_to_keep(hidden.last_hidden_state, logits_to_keep))
-            return CausalLMOutputWithPast(logits=logits, past_key_values=hidden.past_key_values)
-        loss, logits = self._loss(
-            hidden.last_hidden_state, labels, loss_weight, cu_seqlens, num_items_in_batch, return_logits
-        )
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
+            return ChatOutput(logits=logits, past_key_values=hidden.past_key_values)
+        return self._loss(hidden.last_hidden_state, targets, num_items_in_batch, return_logits)
 
     def _packing(
         self,
         embeds: Tensor,
         position_ids: Tensor | None,
         attention_mask: Tensor | None,
-        cu_seqlens: Tensor | None,
+        cu_seqlens: Tensor | tuple[int, ...] | None,
         past_key_values: Any,
     ) -> tuple[Tensor | None, dict[str, Any]]:
         """Sample borders of a packed row, and the keyword arguments that take them to the attention layers."""
         batch, length = embeds.shape[:2]
+        if isinstance(cu_seqlens, tuple):
+            cu_seqlens = torch.tensor(cu_seqlens, dtype=torch.int32)
         if cu_seqlens is None:
             if position_ids is None or past_key_values is not None or length < 2:
                 return None, {}
@@ -209,18 +225,30 @@ class InternVLChatModel(PreTrainedModel):
             raise ValueError(f"only a single row without attention_mask can be packed; this batch has {batch} rows")
         if attention_mask is not None:
             raise ValueError("a packed row takes no attention_mask: with one, transformers lets its samples leak")
-        row = pack_kwargs(cu_seqlens, embeds.device)
+        row = pack_kwargs(cu_seqlens, torch.device("cpu"))
+        borders = row["cu_seq_lens_q"]
+        if embeds.is_cuda:
+            borders = borders.pin_memory().to(embeds.device, non_blocking=True)  # else the copy waits for the queue
+        row |= {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders}
         lengths = row["packed_lengths"]
         if sum(lengths) != length:
             raise ValueError(f"cu_seqlens ends at {sum(lengths)}, the row has {length} tokens")
         if position_ids is None:
             row["position_ids"] = torch.cat([torch.arange(n) for n in lengths])[None].to(embeds.device)
         elif self.config.llm_config._attn_implementation != PACKED and len(lengths) > 1:
-            borders = row["cu_seq_lens_q"][1:-1].long() - 1
-            if not bool(restarts(position_ids)[0, borders].all()):
+            last = borders[1:-1].long() - 1
+            if not bool(restarts(position_ids)[0, last].all()):
                 # sdpa and eager find the samples by their positions alone.
                 raise ValueError("position_ids run on across a border of cu_seqlens: they must restart per sample")
         return row["cu_seq_lens_q"], row
+
+    def _ready_mask(self, embeds: Tensor) -> Tensor | None:
+        """What transformers takes for a finished mask (four dimensions) where the packed attention wants none.
+
+        Given None it would ask the device whether positions restart, and wait for the answer.
+        """
+        packed = self.config.llm_config._attn_implementation == PACKED
+        return embeds.new_ones((1, 1, 1, 1), dtype=torch.bool) if packed else None
 
     def _head(self) -> nn.Linear:
         # peft keeps an output layer that trained in full inside a wrapper, which hands everything on.
@@ -233,14 +261,12 @@ class InternVLChatModel(PreTrainedModel):
     def _loss(
         self,
         hidden: Tensor,
-        labels: Tensor,
-        loss_weight: Tensor | None,
-        cu_seqlens: Tensor | None,
+        targets: tuple[Tensor, Tensor, Tensor],
         num_items_in_batch: Tensor | float | int | None,
         return_logits: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> ChatOutput:
         """Weighted loss, and the logits (B, T, V) if they are asked for; the head runs once either way."""
-        place, target, weight = next_token_targets(labels, loss_weight, cu_seqlens)
+        place, target, weight = targets
         denominator = weight.sum() if num_items_in_batch is None else num_items_in_batch
         # Dividing the float32 weights keeps the factor exact; bf16 gradients would be scaled by a rounded one. fp16
         # gradients would vanish that way, so there the sum is divided, after the loss scale has entered.
@@ -250,11 +276,14 @@ class InternVLChatModel(PreTrainedModel):
         logits = None
         if return_logits:
             logits = self._head()(hidden)
-            chosen = logits.flatten(0, 1)[place].float()
-            total = (F.cross_entropy(chosen, target, reduction="none") * weight).sum()
+            losses = F.cross_entropy(logits.flatten(0, 1)[place].float(), target, reduction="none")
+            total, losses = (losses * weight).sum(), losses.detach()
         else:
-            total = self._head()(hidden.flatten(0, 1).index_select(0, place), targets=target, weights=weight)
-        return total if early else divide_loss(total, denominator), logits
+            chosen = hidden.flatten(0, 1).index_select(0, place)
+            total, losses = self._head()(chosen, targets=target, weights=weight, each=True)
+        return ChatOutput(
+            loss=total if early else divide_loss(total, denominator), logits=logits, token_loss=losses.detach()
+        )
 
     @torch.no_grad()
     def generate(

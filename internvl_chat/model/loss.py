@@ -5,7 +5,7 @@ Shapes: ``T`` tokens of a row, ``M`` supervised tokens, ``H`` hidden size, ``V``
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -61,11 +61,14 @@ def _starts(labels: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return first[:, :length]
 
 
-def next_token_targets(labels: Tensor, weights: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, ...]:
+def next_token_targets(
+    labels: Tensor, weights: Tensor | None, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """What to predict, from where, and how much it weighs: ``(index (M,), target (M,), weight (M,) float32)``.
 
     ``labels`` (B, T): position t of the flattened batch is trained on the label of t + 1 with the weight at t + 1.
-    ``weights`` None means 1 each. Labels at the start of a sample are never targets.
+    ``weights`` None means 1 each. Labels at the start of a sample are never targets. How many there are depends on the
+    labels: on an accelerator this waits for the device.
     """
     wanted = (labels != IGNORE_INDEX) & ~_starts(labels, cu_seqlens)
     place = wanted.flatten().nonzero().squeeze(1)
@@ -104,17 +107,51 @@ class ChunkedLMHead(nn.Linear):
         return head
 
     def forward(
-        self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None, chunk: int | None = None
-    ) -> Tensor:
+        self,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+        chunk: int | None = None,
+        each: bool = False,
+    ) -> Any:
         """``(..., H)`` -> logits ``(..., V)``; with targets, ``hidden (M, H)`` -> scalar ``sum_i weight_i * CE_i``.
 
-        The sum is float32 (float64 for float64 input). ``chunk`` rows of logits are held at a time.
+        The sum is float32 (float64 for float64 input). ``chunk`` rows of logits are held at a time. With ``each`` the
+        unweighted cross-entropies ``(M,)`` come too, without gradients.
         """
         if targets is None:
             return F.linear(hidden, self.weight, self.bias)
         if weights is None:
             weights = torch.ones_like(targets, dtype=torch.float32)
+        if each:
+            return chunked_cross_entropy(hidden, self.weight, self.bias, targets, weights, chunk, each=True)
         return chunked_cross_entropy(hidden, self.weight, self.bias, targets, weights, chunk)
+
+
+@overload
+def chunked_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    weights: Tensor,
+    chunk: int | None = None,
+    *,
+    each: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def chunked_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    weights: Tensor,
+    chunk: int | None = None,
+    *,
+    each: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 
 def chunked_cross_entropy(
@@ -124,19 +161,22 @@ def chunked_cross_entropy(
     targets: Tensor,
     weights: Tensor,
     chunk: int | None = None,
-) -> Tensor:
+    *,
+    each: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """``sum_i weights_i * cross_entropy(hidden_i @ weight.T + bias, targets_i)``, scalar, gradients made on the way.
 
     hidden (M, H), weight (V, H), bias (V,) or None, targets (M,) int64, weights (M,). M may be 0: the result is 0 and
-    still carries (zero) gradients to hidden and weight. Raises ValueError on shapes that do not fit.
+    still carries (zero) gradients to hidden and weight. With ``each`` also the cross-entropies (M,) themselves,
+    unweighted and without gradients. Raises ValueError on shapes that do not fit.
     """
     if hidden.dim() != 2 or targets.shape != hidden.shape[:1] or weights.shape != targets.shape:
         raise ValueError(f"shapes do not fit: {tuple(hidden.shape)}, {tuple(targets.shape)}, {tuple(weights.shape)}")
     compute = compute_dtype(hidden, weight)
     rows = chunk or max(1, min(MAX_LOGITS // weight.shape[0], max(1, hidden.shape[0])))
     need_grad = torch.is_grad_enabled()
-    total: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, bias, targets, weights, rows, compute, need_grad)
-    return total
+    total, losses = _ChunkedCrossEntropy.apply(hidden, weight, bias, targets, weights, rows, compute, need_grad)
+    return (total, losses) if each else total
 
 
 def compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -161,13 +201,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         rows: int,
         compute: torch.dtype,
         need_grad: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         accumulate = torch.promote_types(compute, torch.float32)
         need_hidden, need_weight, need_bias = (need_grad and needed for needed in ctx.needs_input_grad[:3])
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros(weight.shape, dtype=accumulate, device=weight.device) if need_weight else None
         grad_bias = torch.zeros(weight.shape[0], dtype=accumulate, device=weight.device) if need_bias else None
         total = torch.zeros((), dtype=accumulate, device=hidden.device)
+        losses = torch.empty(hidden.shape[0], dtype=accumulate, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             matrix = weight.to(compute)
             offset = None if bias is None else bias.to(compute)
@@ -177,7 +218,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logits = F.linear(inputs, matrix, offset).to(accumulate)
                 top = logits.logsumexp(-1, keepdim=True)
                 at_target = logits.gather(1, targets[part, None])
-                total += ((top - at_target).squeeze(1) * scale).sum()
+                losses[part] = (top - at_target).squeeze(1)
+                total += (losses[part] * scale).sum()
                 if not (need_hidden or need_weight or need_bias):
                     continue
                 grad = logits.sub_(top).exp_()  # now the softmax
@@ -192,11 +234,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         stored_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         stored_bias = None if grad_bias is None or bias is None else grad_bias.to(bias.dtype)
         ctx.save_for_backward(grad_hidden, stored_weight, stored_bias)
-        return total
+        ctx.mark_non_differentiable(losses)
+        return total, losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         grads = (None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors)
         return (*grads, None, None, None, None, None)
 

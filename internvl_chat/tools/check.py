@@ -174,7 +174,13 @@ def _would_train(
         return None, tuple(reasons)
     try:
         corpus = open_corpus(
-            view.specs, view.maker, view.index_dir, workers=view.workers, look_again=False, max_fault_share=limit
+            view.specs,
+            view.maker,
+            view.index_dir,
+            workers=view.workers,
+            look_again=False,
+            max_fault_share=limit,
+            resample=view.data.use_data_resampling,
         )
         broken = _visits_to_broken(corpus, surveys)
         if broken > int(limit * len(corpus)):
@@ -188,22 +194,19 @@ def _would_train(
 def _visits_to_broken(corpus: Corpus, surveys: Mapping[str, Survey]) -> int:
     import numpy as np
 
+    places = corpus.places()
     return sum(
-        int(np.isin(corpus.line[corpus.dataset == number], surveys[spec.name].unloadable).sum())
+        int(np.isin(places.line[places.dataset == number], surveys[spec.name].unloadable).sum())
         for number, spec in enumerate(corpus.specs)
     )
 
 
 def _epoch(view: View, corpus: Corpus) -> Epoch:
-    import numpy as np
-
     from internvl_chat.train.setup import build_schedule
 
     schedule = build_schedule(corpus, view.config, view.data, view.train)
-    columns = (corpus.tokens, corpus.tiles, corpus.supervised)
-    tokens, tiles, supervised = (int(column.sum(dtype=np.int64)) for column in columns)
-    counts = np.bincount(corpus.dataset, minlength=len(corpus.specs))
-    of = {spec.name: int(count) for spec, count in zip(corpus.specs, counts, strict=True)}
+    tokens, tiles, supervised = (int(corpus.column(name).sum()) for name in ("tokens", "tiles", "supervised"))
+    of = {share.name: share.count for share in corpus.shares}
     return Epoch(len(corpus), tokens, tiles, supervised, schedule.steps_in(1), schedule.describe(), of)
 
 

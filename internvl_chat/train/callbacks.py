@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -27,10 +28,30 @@ class TrueEpoch(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         state.epoch = self.schedule.epoch_at(state.global_step)
-        epoch, step = self.schedule.locate(state.global_step - 1)
-        if step + 1 == len(self.schedule.plan(epoch).steps):
+        if self.schedule.ends_epoch(state.global_step):
             control.should_save |= args.save_strategy == SaveStrategy.EPOCH
             control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH
+
+
+class NewSchedule(TrainerCallback):
+    """A run that goes on with another number of steps: its first step has the learning rate of the new schedule.
+
+    The library restores the old schedule's rate, which at the end of a finished run is 0.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        schedule = kwargs["lr_scheduler"]
+        schedule = getattr(schedule, "scheduler", schedule)  # inside accelerate's
+        if not isinstance(schedule, LambdaLR):
+            return
+        rates = [
+            base * rule(schedule.last_epoch) for base, rule in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(kwargs["optimizer"].param_groups, rates, strict=True):
+            group["lr"] = rate
+        schedule._last_lr = rates
 
 
 class JsonLinesLog(TrainerCallback):
@@ -47,7 +68,9 @@ class JsonLinesLog(TrainerCallback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in lines if state.global_step and _step_of(line) <= state.global_step]
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary = self.path.with_name(f"{self.path.name}.tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary.replace(self.path)
 
     def on_log(
         self,
@@ -120,12 +143,14 @@ def short_line(state: TrainerState, logs: dict[str, Any]) -> str:
         f"step {state.global_step}/{state.max_steps}, epoch {logs.get('epoch', 0.0):.2f}: loss {logs['loss']:.4f}, "
         f"grad norm {float(logs.get('grad_norm', 0.0)):.2f}, lr {logs.get('learning_rate', 0.0):.2e}, "
         f"{logs.get('tokens_per_second', 0.0):.0f} tokens/s, fill {logs.get('fill', 0.0):.2f}, "
-        f"data wait {logs.get('data_wait', 0.0):.2f}"
+        f"data wait {logs.get('data_wait', 0.0):.2f}" + (f", MFU {logs['mfu']:.2f}" if "mfu" in logs else "")
     )
 
 
 def _step_of(line: str) -> float:
+    """Step of a log record; infinite for one that goes when a run goes on: half a line, or the summary at the end."""
     try:
-        return float(json.loads(line)["step"])
+        record = json.loads(line)
+        return float("inf") if "train_runtime" in record else float(record["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # half a line, written when the run was killed
+        return float("inf")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, set_seed
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.utils import logging as library_logging
 
 from internvl_chat.config.data import DataArguments
@@ -17,11 +19,14 @@ from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.faults import Ledger, TooManyFaults
 from internvl_chat.data.loader import MicroBatches, Place
 from internvl_chat.log import get_logger, setup_logging
+from internvl_chat.model.flops import Trains, trains_by_flags
 from internvl_chat.model.lora import unwrap
 from internvl_chat.model.tune import Tuning, assert_trainable, describe_layers, format_table, trainable_table
-from internvl_chat.train import dist, setup, state
-from internvl_chat.train.callbacks import JsonLinesLog, ShortBar, ShortLines, TrainableText, TrueEpoch
+from internvl_chat.train import dist, elastic, setup, state
+from internvl_chat.train.best import EvaluationTimes
+from internvl_chat.train.callbacks import JsonLinesLog, NewSchedule, ShortBar, ShortLines, TrainableText, TrueEpoch
 from internvl_chat.train.finish import finish
+from internvl_chat.train.held_out import build_validator, start_ledger
 from internvl_chat.train.source import (
     ModelSource,
     build_model,
@@ -49,24 +54,28 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
     rates = learning_rates(model_args)
     identity = run_identity(source, tuning, rates)
     try:
-        batches = _prepare_data(source, data_args, args, resume[1].step if resume else None)
+        trains = _what_trains(source, model_args, tuning)
+        batches = _prepare_data(source, data_args, args, resume[1] if resume else None, trains)
+        validator = build_validator(source, data_args, args, batches.corpus, batches.pad_id, look_again=not resume)
     except TooManyFaults as error:
         if dist.rank() == 0:
             Ledger(output_dir / "faults.jsonl").rewrite(error.records)
         raise
     identity["data"] = setup.data_identity(batches, data_args)
-    now = setup.data_state(batches, 0, identity)
-    dist.check_agreement("data", now.plan, "are all pictures and annotations visible on every node?")
+    digest = setup.plan_digest(batches)
+    dist.check_agreement("data", digest, "are all pictures and annotations visible on every node?")
     if resume:
-        state.check_same_run(*resume, now)
+        state.check_same_run(*resume, setup.data_state(batches, batches.first_step + 1, identity))
         if batches.first_step == batches.num_steps:
-            log.info("nothing left to train: this run has ended; for more raise --num_train_epochs")
+            log.info("nothing left to train: this run has ended; for more raise %s", setup.length_flag(args))
+    going_on = elastic.prepare(*resume, args) if resume else []
 
     set_seed(args.seed)
-    model = _prepare_model(source, model_args, args, tuning)
+    model = _prepare_model(source, model_args, args, tuning, trains)
     if dist.rank() == 0:
         # Only now: nothing of an old run is deleted for a new one that could not have started.
         _tidy_output_dir(output_dir, args.overwrite_output_dir, batches, resume is not None)
+        start_ledger(output_dir, validator)
     dist.barrier()  # a rank that is ahead must not write a ledger that rank 0 then clears away
     rank = dist.rank()
     trainer = InternVLTrainer(
@@ -80,20 +89,39 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
         ledger=Ledger(output_dir / (f"faults.rank{rank}.jsonl" if rank else "faults.jsonl")),
         # A line that cannot be loaded is so in every epoch.
         max_faults=int(data_args.max_fault_share * len(batches.corpus) * max(1.0, batches.epochs)),
+        validator=validator,
     )
-    trainer.add_callback(TrueEpoch(batches.schedule))
-    trainer.add_callback(
-        TrainableText(format_table(trainable_table(model)), lambda: trainer.callback_handler.callbacks)
-    )
-    trainer.add_callback(JsonLinesLog(output_dir / "train_log.jsonl"))
-    trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
-    trainer.add_callback(ShortLines() if args.disable_tqdm else ShortBar())
+    _add_callbacks(trainer, args, output_dir)
+    if resume:
+        _go_on(trainer, resume[1], going_on)
     trainer.train(resume_from_checkpoint=str(resume[0]) if resume else None)
     trainer.save_model()
     trainer.save_state()
     folder = finish(trainer, output_dir, model_args.merge_lora)
     _say_goodbye(trainer, folder)
     return trainer
+
+
+def _add_callbacks(trainer: InternVLTrainer, args: TrainArguments, output_dir: Path) -> None:
+    """True epochs, evaluations, logs."""
+    table = format_table(trainable_table(cast("nn.Module", trainer.model)))
+    trainer.add_callback(TrueEpoch(trainer.batches.schedule))
+    if trainer.validator is not None:
+        trainer.add_callback(EvaluationTimes(trainer.batches.schedule))
+    trainer.add_callback(TrainableText(table, lambda: trainer.callback_handler.callbacks))
+    trainer.add_callback(JsonLinesLog(output_dir / "train_log.jsonl"))
+    trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+    trainer.add_callback(ShortLines() if args.disable_tqdm else ShortBar())
+
+
+def _go_on(trainer: InternVLTrainer, saved: state.DataState, callbacks: Sequence[TrainerCallback]) -> None:
+    """What going on from a checkpoint needs, beside what the library loads of it."""
+    trainer.meter.load_state_dict(saved.meter)
+    trainer.args.eval_on_start = False  # it was evaluated already
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    if saved.num_steps != trainer.batches.num_steps:
+        trainer.add_callback(NewSchedule())
 
 
 def _say_goodbye(trainer: InternVLTrainer, folder: Path) -> None:
@@ -120,21 +148,26 @@ def _start(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainArg
 
 
 def _prepare_data(
-    source: ModelSource, data: DataArguments, args: TrainArguments, resume_step: int | None
+    source: ModelSource,
+    data: DataArguments,
+    args: TrainArguments,
+    resumed: state.DataState | None,
+    trains: Trains,
 ) -> MicroBatches:
     """Manifest -> index -> plan -> this rank's micro-batches of the whole run, or of what is left of it."""
-    # A resumed run needs the lines it began with: a picture that was mended since stays out until the next run.
-    corpus = setup.build_corpus(source.config, source.tokenizer, data, args.seed, look_again=resume_step is None)
-    schedule = setup.build_schedule(corpus, source.config, data, args)
-    num_steps = args.max_steps if args.max_steps > 0 else schedule.steps_in(args.num_train_epochs)
-    first_step = min(resume_step or 0, num_steps)
+    corpus = setup.build_corpus(source.config, source.tokenizer, data, args.seed, resumed)
+    schedule = setup.build_schedule(corpus, source.config, data, args, resumed, trains, keep=True)
+    with dist.local_crew().first():  # one process of each machine makes the plans, the others find them
+        num_steps = args.max_steps if args.max_steps > 0 else schedule.steps_in(args.num_train_epochs)
+        first_step = min(resumed.step if resumed else 0, num_steps)
+        epochs, parts = schedule.about_epochs(num_steps), schedule.describe()
     log.info(
         "%d steps of %s, %.2f epochs of %d samples%s",
         num_steps,
-        schedule.describe(),
-        schedule.epoch_at(num_steps),
+        parts,
+        epochs,
         len(corpus),
-        f", resuming after step {first_step}" if resume_step is not None else "",
+        f", resuming after step {first_step}" if resumed else "",
     )
     place = Place(dist.rank(), dist.world_size(), args.gradient_accumulation_steps)
     return MicroBatches(corpus, schedule, place, first_step, num_steps, source.tokenizer.pad_token_id or 0)
@@ -149,17 +182,22 @@ def _tidy_output_dir(output_dir: Path, overwrite: bool, batches: MicroBatches, r
     Ledger(output_dir / "faults.jsonl").write(batches.corpus.left_out())
 
 
-def _prepare_model(source: ModelSource, model_args: ModelArguments, args: TrainArguments, tuning: Tuning) -> nn.Module:
+def _what_trains(source: ModelSource, model_args: ModelArguments, tuning: Tuning) -> Trains:
+    """What trains, and what is computed twice for it, by the flags: of a vision tower all, if it trains."""
+    trains = trains_by_flags(source.config, tuning, llm_recompute=model_args.grad_checkpoint)
+    vision = trains.vision_embedding or bool(trains.vision_layers) or trains.vision_adapter > 0
+    told = model_args.vision_grad_checkpoint
+    return replace(trains, vision_recompute=vision if told is None else told)
+
+
+def _prepare_model(
+    source: ModelSource, model_args: ModelArguments, args: TrainArguments, tuning: Tuning, trains: Trains
+) -> nn.Module:
     """Load, freeze, add LoRA, and say what trains."""
     model = build_model(source, model_args, args, tuning)
     for text in (f"what trains:\n{format_table(trainable_table(model))}", describe_layers(model, tuning)):
         if text:
             log.info("%s", text)
     assert_trainable(model, tuning)
-    vision_checkpoint = model_args.vision_grad_checkpoint
-    vision_trains = any(row.trainable for row in trainable_table(model) if row.group in ("vision_model", "vision LoRA"))
-    unwrap(model).set_activation_checkpointing(
-        vision=vision_trains if vision_checkpoint is None else vision_checkpoint,
-        llm=model_args.grad_checkpoint,
-    )
+    unwrap(model).set_activation_checkpointing(vision=trains.vision_recompute, llm=trains.llm_recompute)
     return model

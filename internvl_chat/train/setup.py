@@ -7,9 +7,11 @@ import json
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from internvl_chat.config.data import DataArguments
 from internvl_chat.config.train import TrainArguments
@@ -18,12 +20,17 @@ from internvl_chat.data.fit import Limits
 from internvl_chat.data.frames import check_method
 from internvl_chat.data.loader import MicroBatches
 from internvl_chat.data.manifest import DatasetSpec, load_manifest
-from internvl_chat.data.plan.schedule import Cost, PlanSettings, Schedule
+from internvl_chat.data.plan.cost import Cost
+from internvl_chat.data.plan.epoch import EpochPlan, PlanSettings
+from internvl_chat.data.plan.schedule import Schedule
+from internvl_chat.data.plan.sizes import Sizes
+from internvl_chat.data.plan.store import Planner, PlanStore, plan_in_memory
 from internvl_chat.data.sample import SampleMaker, VideoSettings, own_encoders
 from internvl_chat.data.tiles import TileSettings
 from internvl_chat.data.tokens import Encoder
-from internvl_chat.errors import ConfigError
+from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.model.config import InternVLChatConfig
+from internvl_chat.model.flops import Trains, pack_cost_terms
 from internvl_chat.train import dist
 from internvl_chat.train.state import DataState
 
@@ -31,9 +38,12 @@ _NO_LIMIT = 2**30
 
 
 def build_corpus(
-    config: InternVLChatConfig, tokenizer: Any, data: DataArguments, seed: int, look_again: bool
+    config: InternVLChatConfig, tokenizer: Any, data: DataArguments, seed: int, resumed: DataState | None
 ) -> Corpus:
-    """Manifest -> indexed corpus. Raises ConfigError or DataError with all that is wrong."""
+    """Manifest -> indexed corpus, with the very lines that a run to go on began with.
+
+    Raises ConfigError or DataError with all that is wrong.
+    """
     specs = load_manifest(str(data.meta_path))
     crew = dist.local_crew()
     return open_corpus(
@@ -42,8 +52,11 @@ def build_corpus(
         index_folder(data),
         workers=data.index_workers or cores(crew.size),
         rebuild=data.rebuild_index,
-        look_again=look_again,
+        # A picture that was mended since stays out until the next run.
+        look_again=resumed is None,
+        without={name: one["left_out"] for name, one in resumed.data.items()} if resumed else None,
         max_fault_share=data.max_fault_share,
+        resample=data.use_data_resampling,
         crew=crew,
     )
 
@@ -53,7 +66,7 @@ def build_maker(
 ) -> SampleMaker:
     """What makes the samples of these data sets under these flags. Raises ConfigError."""
     check_method(data.sampling_method)
-    max_tiles = data.num_images_expected if data.use_packed_ds else _NO_LIMIT
+    max_tiles = data.num_images_expected or _NO_LIMIT
     maker = SampleMaker(
         Encoder.from_config(tokenizer, config),
         TileSettings.from_config(config, data.image_backend),
@@ -85,37 +98,83 @@ def cores(processes: int = 1) -> int:
     return bound if bound < there else max(1, there // processes)
 
 
-def pack_cost(config: InternVLChatConfig) -> Cost:
-    """Forward FLOPs per token, tile and squared token (2 per weight and use; 4 * hidden per causal pair / 2)."""
-    vision, llm = config.vision_config, config.llm_config
-    patches = (config.image_size // vision.patch_size) ** 2 + 1
-    block = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
-    tile = vision.num_hidden_layers * (2 * patches * block + 4 * patches**2 * vision.hidden_size)
-    layer = 4 * llm.hidden_size**2 + 3 * llm.hidden_size * llm.intermediate_size
-    return Cost(2.0 * llm.num_hidden_layers * layer, float(tile), 2.0 * llm.num_hidden_layers * llm.hidden_size)
+def pack_cost(config: InternVLChatConfig, trains: Trains | None = None, supervised: float = 0.0) -> Cost:
+    """FLOPs of training per token, tile and squared token, recomputation included. ``trains`` None: everything does.
+
+    ``supervised``: share of the tokens (0..1) that the output layer sees.
+    """
+    return Cost(*pack_cost_terms(config, trains, supervised=supervised, recompute=True))
 
 
-def build_schedule(corpus: Corpus, config: InternVLChatConfig, data: DataArguments, args: TrainArguments) -> Schedule:
-    """Which samples make which step."""
-    parts = dist.world_size() * args.gradient_accumulation_steps
-    settings = PlanSettings(
+def plan_settings(
+    config: InternVLChatConfig, data: DataArguments, args: TrainArguments, parts: int, cost: Cost | None = None
+) -> PlanSettings:
+    """``parts``: micro-batches of an optimizer step, over all ranks and accumulation."""
+    return PlanSettings(
         packed=data.use_packed_ds,
         packs_per_step=parts * (args.per_device_train_batch_size if data.use_packed_ds else 1),
         seed=args.data_seed if args.data_seed is not None else args.seed,
-        max_tokens=data.max_packed_tokens,
-        max_tiles=data.num_images_expected,
-        batch_size=args.per_device_train_batch_size,
+        max_tokens=data.max_packed_tokens or 0,
+        max_tiles=data.num_images_expected or 0,
+        batch_size=1 if data.use_packed_ds else args.per_device_train_batch_size,
         by_length=args.train_sampling_strategy == "group_by_length",
-        cost=pack_cost(config),
+        cost=cost or pack_cost(config),
+        worst_first=data.worst_first,
     )
-    return Schedule(corpus.tokens, corpus.tiles, settings)
 
 
-def _plan_id(corpus: Corpus, schedule: Schedule) -> str:
-    """Hash of all that decides which sample stands where: index files, repeats, budgets."""
-    data = [[i.table_path.name, s.name, s.repeat_time] for s, i in zip(corpus.specs, corpus.indexes, strict=True)]
-    sizes = [len(corpus), int(corpus.tokens.sum()), int(corpus.tiles.sum()), zlib.crc32(corpus.line.tobytes())]
-    return hashlib.sha256(json.dumps([data, sizes, asdict(schedule.settings)]).encode()).hexdigest()[:16]
+def length_flag(args: TrainArguments) -> str:
+    """The flag that decides how long a run is."""
+    return "--max_steps" if args.max_steps > 0 else "--num_train_epochs"
+
+
+def build_schedule(
+    corpus: Corpus,
+    config: InternVLChatConfig,
+    data: DataArguments,
+    args: TrainArguments,
+    resumed: DataState | None = None,
+    trains: Trains | None = None,
+    keep: bool = False,
+) -> Schedule:
+    """Which samples make which step; of a run that goes on, the steps it has done are those it did.
+
+    ``keep`` plans on disk, beside the indexes.
+    """
+    cost = pack_cost(config, trains, corpus.supervised_share)
+    settings = plan_settings(config, data, args, dist.world_size() * args.gradient_accumulation_steps, cost)
+    done = resumed.segments() if resumed else ()
+    if done and replace(done[-1].settings, cost=settings.cost) == settings:
+        # The weights of the cost may be known better today; the plan goes on as it began.
+        settings, done = done[-1].settings, done[:-1]
+    return Schedule(corpus, settings, done, _planner(corpus, index_folder(data)) if keep else plan_in_memory)
+
+
+def _planner(corpus: Corpus, folder: Path) -> Planner:
+    """Makes plans with all cores, or finds them on disk."""
+    store = PlanStore(folder, _digest(corpus.identity), cores())
+
+    def plan(sizes: Sizes, settings: PlanSettings, epoch: int, name: str) -> EpochPlan:
+        try:
+            return store.plan(sizes, settings, epoch, name)
+        except OSError as error:
+            raise DataError(
+                f"the plan of an epoch cannot be kept in {folder} ({error}); --index_dir must be a folder with room to "
+                "write"
+            ) from error
+
+    return plan
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def plan_digest(batches: MicroBatches) -> str:
+    """Hash of the data and of the steps to come: what all ranks must agree on."""
+    plan = batches.schedule.plan_at(batches.first_step)
+    arrays = [zlib.crc32(np.ascontiguousarray(array).tobytes()) for array in (plan.steps, plan.starts)]
+    return _digest([batches.corpus.identity, arrays])
 
 
 def data_identity(batches: MicroBatches, data: DataArguments) -> dict[str, Any]:
@@ -130,9 +189,10 @@ def data_identity(batches: MicroBatches, data: DataArguments) -> dict[str, Any]:
     }
 
 
-def data_state(batches: MicroBatches, step: int, model: dict[str, Any]) -> DataState:
-    """What a run that is resumed after ``step`` must share with this one."""
-    settings = batches.schedule.settings
-    plan = _plan_id(batches.corpus, batches.schedule)
-    place = batches.place
-    return DataState(step, settings.seed, settings.packs_per_step, plan, batches.num_steps, place.world_size, model)
+def data_state(
+    batches: MicroBatches, step: int, model: dict[str, Any], meter: dict[str, Any] | None = None
+) -> DataState:
+    """What a run that is resumed after ``step`` must share with this one, and its counts so far."""
+    history = [segment.as_json() for segment in batches.schedule.history(step)]
+    world_size = batches.place.world_size
+    return DataState(step, history, batches.corpus.identity, batches.num_steps, world_size, model, meter or {})

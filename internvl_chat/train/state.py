@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from internvl_chat.data.plan.schedule import Segment
 from internvl_chat.errors import CheckpointError, ConfigError
 from internvl_chat.log import get_logger
 
@@ -33,16 +34,22 @@ _RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 class DataState:
     """All that a run needs to go on: the step, and what plan, schedule and the meaning of the weights depend on.
 
-    ``model``: settings of the model and of what trains, nested, as JSON values.
+    ``history``: settings of the plan, and for how many steps; more than one where a run went on with others. ``data``:
+    per data set what its entries depend on. ``model``: settings of the model and of what trains, nested. ``meter``:
+    counts so far. All JSON values.
     """
 
     step: int
-    seed: int
-    packs_per_step: int
-    plan: str
+    history: list[dict[str, Any]]
+    data: dict[str, dict[str, Any]]
     num_steps: int
     world_size: int
     model: dict[str, Any] = field(default_factory=dict)
+    meter: dict[str, Any] = field(default_factory=dict)
+
+    def segments(self) -> tuple[Segment, ...]:
+        """The history, typed."""
+        return tuple(Segment.from_json(one) for one in self.history)
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -75,14 +82,19 @@ def finish_saving(checkpoint: Path, state: DataState) -> None:
 def read_marker(checkpoint: Path) -> DataState:
     """The data state of a checkpoint. Raises CheckpointError if it is incomplete."""
     try:
-        return DataState(**json.loads((checkpoint / MARKER).read_text(encoding="utf-8")))
+        found = DataState(**json.loads((checkpoint / MARKER).read_text(encoding="utf-8")))
+        found.segments()
+        return found
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{checkpoint} is not a complete checkpoint ({MARKER} is missing): its saving was interrupted, it holds "
             "only a model, or another program wrote it; resume from another, or start from it with --model_name_or_path"
         ) from error
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint / MARKER} cannot be read ({error}); resume from another one") from error
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{checkpoint / MARKER} cannot be read ({error}): it is damaged, or of another version of this program; "
+            "resume from another, or start from its weights with --model_name_or_path and a new --output_dir"
+        ) from error
 
 
 def find_resume(output_dir: Path, overwrite: bool, requested: str | None) -> tuple[Path, DataState] | None:
@@ -114,7 +126,7 @@ def find_resume(output_dir: Path, overwrite: bool, requested: str | None) -> tup
 
 
 def _refuse_foreign(output_dir: Path) -> None:
-    foreign = [path.name for path in checkpoints(output_dir) if not (path / SAVING).is_file()]
+    foreign = [path.name for path in checkpoints(output_dir) if not _is_unfinished(path)]
     models = [name for name in ("config.json", "model.safetensors", ADAPTER) if (output_dir / name).exists()]
     if foreign or models:
         raise ConfigError(
@@ -124,17 +136,16 @@ def _refuse_foreign(output_dir: Path) -> None:
 
 
 def check_same_run(checkpoint: Path, old: DataState, new: DataState) -> None:
-    """Raise CheckpointError unless the checkpoint was made with the same data, seed and packs per step."""
-    differing = [
-        f"{name}: {getattr(old, name)} then, {getattr(new, name)} now"
-        for name in ("seed", "packs_per_step", "plan")
-        if getattr(old, name) != getattr(new, name)
-    ]
-    if differing:
+    """Raise CheckpointError unless a run can go on from the checkpoint: the same data, the same model.
+
+    The plan may be another (ranks, accumulation, budgets): what is left of the epoch is planned anew, which is said.
+    """
+    if old.data != new.data:
+        found = "; ".join(_data_differences(old.data, new.data))
         raise CheckpointError(
-            f"{checkpoint} cannot be resumed exactly, the data plan differs ({'; '.join(differing)}); packs_per_step "
-            "is ranks x accumulation x batch size, plan a hash of data, tokenizer, usable lines and budgets; restore "
-            "them, or start again from its weights with --model_name_or_path and a new --output_dir"
+            f"{checkpoint} cannot be resumed, its data were others: {found}. Restore manifest, annotations, "
+            "tokenizer and the flags that decide which lines are used; or start again from its weights with "
+            "--model_name_or_path and a new --output_dir"
         )
     changed = list(_differences(old.model, json.loads(json.dumps(new.model))))
     if changed:
@@ -142,12 +153,36 @@ def check_same_run(checkpoint: Path, old: DataState, new: DataState) -> None:
             f"{checkpoint} cannot go on in another model: {'; '.join(changed)}. Resume with the flags and the base it "
             "was made with, or start a new run (another --output_dir) from the model that it makes"
         )
+    then, now = (state.history[-1]["settings"] for state in (old, new) if state.history)
+    if len(new.history) > len(old.history) or then != now:
+        log.warning(
+            "resuming with another plan (%s): what is left of this epoch is planned anew, every sample of it is still "
+            "seen once; batches are not those of an undisturbed run", "; ".join(_differences(then, now)),
+        )  # fmt: skip
     for name, what in (("num_steps", "the learning-rate schedule"), ("world_size", "dropout")):
         if getattr(old, name) != getattr(new, name):
             log.warning(
                 "resuming with %s %s instead of %s: %s will not be as it would have been",
                 name, getattr(new, name), getattr(old, name), what,
             )  # fmt: skip
+
+
+def _data_differences(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Which data sets differ, and in what, in words."""
+    for name in dict.fromkeys([*old, *new]):
+        then, now = old.get(name), new.get(name)
+        if then is None or now is None:
+            yield f"data set {name!r} was {'not ' if then is None else ''}there"
+        elif then["lines"] != now["lines"]:
+            yield f"data set {name!r}: {then['lines']} usable lines then, {now['lines']} now"
+        elif then["samples"] != now["samples"]:
+            yield f"data set {name!r}: {then['samples']} samples in an epoch then, {now['samples']} now"
+        elif then["sizes"] != now["sizes"]:
+            yield f"data set {name!r}: other lines, or samples of other sizes"
+        elif then != now:
+            yield f"data set {name!r}: other lines were left out"
+    if list(old) != list(new) and set(old) == set(new):
+        yield "the data sets stand in another order"
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -175,9 +210,9 @@ def clear_old_run(output_dir: Path, overwrite: bool) -> None:
     """Make room for a fresh start. Without ``overwrite`` only what interrupted saves of this program left goes."""
     output_dir.mkdir(parents=True, exist_ok=True)
     for checkpoint in checkpoints(output_dir):
-        if overwrite or ((checkpoint / SAVING).is_file() and not (checkpoint / MARKER).is_file()):
+        if overwrite or _is_unfinished(checkpoint):
             _delete(checkpoint)
-    for ledger in output_dir.glob("faults*.jsonl"):
+    for ledger in (*output_dir.glob("faults*.jsonl"), *output_dir.glob("nonfinite*.jsonl")):
         ledger.unlink()
     if overwrite:  # a model or adapter of the old run must not be taken for one of this run
         for file in (*output_dir.glob("model*.safetensors*"), output_dir / "config.json"):
@@ -188,13 +223,17 @@ def clear_old_run(output_dir: Path, overwrite: bool) -> None:
 def clear_unfinished(output_dir: Path) -> None:
     """Delete what interrupted saves left behind, before a run goes on from a complete checkpoint."""
     for checkpoint in checkpoints(output_dir):
-        if (checkpoint / SAVING).is_file() and not (checkpoint / MARKER).is_file():
+        if _is_unfinished(checkpoint):
             _delete(checkpoint)
 
 
-def keep_newest(output_dir: Path, count: int) -> None:
-    """Delete complete checkpoints, oldest first, until ``count`` are left."""
-    for checkpoint in complete_checkpoints(output_dir)[:-count]:
+def keep_newest(output_dir: Path, count: int, protect: Path | None = None) -> None:
+    """Delete complete checkpoints, oldest first, until ``count`` are left; never the newest, nor ``protect``."""
+    complete = complete_checkpoints(output_dir)
+    spared = {complete[-1].name, protect.name if protect else ""} if complete else set()
+    doomed = [checkpoint for checkpoint in complete if checkpoint.name not in spared]
+    excess = len(complete) - max(count, len(complete) - len(doomed))
+    for checkpoint in doomed[: max(0, excess)]:
         _delete(checkpoint)
 
 
@@ -203,4 +242,17 @@ def _delete(checkpoint: Path) -> None:
     # The marker goes first: a deletion that is cut short must not leave half a checkpoint that looks whole.
     if (checkpoint / MARKER).is_file():
         (checkpoint / MARKER).replace(checkpoint / SAVING)
+    for entry in checkpoint.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != SAVING:
+            entry.unlink(missing_ok=True)
+    # And the claim last: without it the rest would be taken for another program's, and never go.
+    (checkpoint / SAVING).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _is_unfinished(checkpoint: Path) -> bool:
+    """Whether a save or a deletion was interrupted here; an empty folder is what is left between two of its steps."""
+    claimed = (checkpoint / SAVING).is_file() or not any(checkpoint.iterdir())
+    return claimed and not (checkpoint / MARKER).is_file()

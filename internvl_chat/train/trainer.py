@@ -17,7 +17,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
+from transformers.trainer_utils import SaveStrategy
 
 from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.batch import Batch
@@ -26,15 +27,20 @@ from internvl_chat.data.loader import MicroBatches, make_loader
 from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.log import get_logger
 from internvl_chat.model.build import load_weights
+from internvl_chat.model.flops import peak_flops, tower_flops, trains_of
 from internvl_chat.model.lora import load_trained, save_adapter, unwrap
-from internvl_chat.model.loss import token_weights
 from internvl_chat.model.token_rows import folded_state, token_row_ids
 from internvl_chat.train import dist
+from internvl_chat.train.best import load_best
 from internvl_chat.train.folder import write_folder
+from internvl_chat.train.inputs import MicroBatch, make_micro_batch, send
 from internvl_chat.train.metrics import COLUMNS, Meter, step_counts
+from internvl_chat.train.nonfinite import StepGuard, check_deepspeed, ledger_path, poison
 from internvl_chat.train.setup import data_state
 from internvl_chat.train.source import ModelSource
 from internvl_chat.train.state import ADAPTER, begin_saving, finish_saving, keep_newest
+from internvl_chat.train.validate import Validator, describe, quiet
+from internvl_chat.train.watch import StepWatch
 
 log = get_logger(__name__)
 
@@ -64,6 +70,7 @@ class InternVLTrainer(Trainer):
         loss_reduction: str,
         ledger: Ledger,
         max_faults: int,
+        validator: Validator | None = None,
     ) -> None:
         own = [part for part, rate in learning_rates.items() if rate is not None]
         zero = getattr(args, "hf_deepspeed_config", None)
@@ -72,10 +79,17 @@ class InternVLTrainer(Trainer):
                 f"a learning rate of its own for {', '.join(own)}: the --deepspeed configuration has an optimizer, "
                 "which knows one rate; remove its optimizer block"
             )
+        if zero is not None:
+            check_deepspeed(zero.config)
+        self._saved_step = -1
         # Old checkpoints are deleted here, after the new one is complete, not by the library before that.
         self._keep_checkpoints, args.save_total_limit = args.save_total_limit, None
         args.max_steps = batches.num_steps
-        super().__init__(model=model, args=args, train_dataset=batches, processing_class=source.tokenizer)
+        evaluated = validator.batches if validator is not None else None
+        super().__init__(
+            model=model, args=args, train_dataset=batches, eval_dataset=evaluated, processing_class=source.tokenizer
+        )
+        self.validator = validator
         self.source = source
         self.identity = identity
         self.learning_rates = learning_rates
@@ -84,11 +98,24 @@ class InternVLTrainer(Trainer):
         self.ledger = ledger
         self.max_faults = max_faults
         self._faults_shown = 0
-        self.meter = Meter(dist.world_size())
-        self._step_loss = torch.zeros(())
-        self._grad_norm: Any = None
-        self._step_samples: list[str] = []
-        self.add_callback(_CheckStep(self))
+        self.meter = self._make_meter()
+        guard = StepGuard(args.nonfinite_step, ledger_path(Path(str(args.output_dir)), dist.rank()), dist.rank())
+        self.watch = StepWatch(self, guard)
+        self.add_callback(self.watch)
+
+    def _make_meter(self) -> Meter:
+        """What is logged, with the arithmetic of a step as this model trains."""
+        model, device = cast("nn.Module", self.model), self.args.device
+        inner = unwrap(model)
+        again = [
+            any(getattr(module, "gradient_checkpointing", False) for module in tower.modules())
+            for tower in (inner.vision_model, inner.language_model)
+        ]
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        peak = peak_flops(name, cast("TrainArguments", self.args).peak_tflops)
+        datasets = [spec.name for spec in self.batches.corpus.specs]
+        flops = tower_flops(inner.config, trains_of(model, *again))
+        return Meter(dist.world_size(), datasets, device, flops, peak)
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -105,24 +132,23 @@ class InternVLTrainer(Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | None]:
         """The micro-batches of one optimizer step, and its loss denominator: the weights of all ranks' tokens."""
+        self.meter.clock.enter("data")
         started = time.perf_counter()
         batches = list(islice(epoch_iterator, num_batches))
         waited = time.perf_counter() - started
+        self.meter.clock.enter("other")
         if not batches:
             return [], None
-        weights = [token_weights(batch.labels, batch.cu_seqlens, self.loss_reduction) for batch in batches]
         self._note_faults([fault for batch in batches for fault in batch.faults])
-        settings = self.batches.schedule.settings
+        micro_batches = [self._micro_batch(batch) for batch in batches]
+        schedule, place = self.batches.schedule, self.batches.place
+        settings = schedule.settings
         padded = sum(batch.input_ids.numel() for batch in batches)
         capacity = settings.max_tokens * self.args.per_device_train_batch_size * len(batches)
-        counts = step_counts(
-            batches,
-            sum(float(weight.double().sum()) for weight in weights),
-            capacity if settings.packed else padded,
-            waited,
-        )
+        counts = step_counts(micro_batches, capacity if settings.packed else padded, waited)
         counts = dist.sum_over_ranks(counts)
-        self.meter.add(counts)
+        idle = schedule.idle_share(self.state.global_step, place.world_size, place.accumulation, self.is_zero3)
+        self.meter.add(counts, micro_batches, idle)
         if self.meter.faults_in_all > self.max_faults:
             here = [str(fault) for batch in batches for fault in batch.faults][:_SHOWN]
             raise DataError(
@@ -135,9 +161,14 @@ class InternVLTrainer(Trainer):
                     ]
                 )
             )
-        self._step_samples = [f"{a.dataset}:{a.line + 1}" for batch in batches for a in batch.addresses]
-        denominator = counts[COLUMNS.index("weight")].to(device, torch.float32)
-        return list(zip(batches, weights, strict=True)), denominator
+        self.watch.begin(micro_batches)
+        denominator = send(counts[COLUMNS.index("weight")].float(), device)
+        return micro_batches, denominator
+
+    def _micro_batch(self, batch: Batch) -> MicroBatch:
+        config = unwrap(cast("nn.Module", self.model)).config
+        image = (config.img_context_token_id, config.num_image_token)
+        return make_micro_batch(batch, self.loss_reduction, self.meter.datasets, *image)
 
     def _note_faults(self, faults: list[FaultRecord]) -> None:
         """Samples of this rank that could not be loaded: into the ledger, the first also into the log."""
@@ -147,9 +178,15 @@ class InternVLTrainer(Trainer):
         self._faults_shown += len(faults)
 
     def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
-        """Batch and weights -> the model's arguments on the device. (The library would cast the weights to bf16.)"""
-        batch, weights = inputs
+        """A micro-batch, or (batch, weights), as the model's arguments on the device; with ``groups`` for the former.
+
+        (The library would cast the weights to bf16.)
+        """
         device = self.args.device
+        if isinstance(inputs, MicroBatch):
+            values, groups = inputs.inputs(device)
+            return {**values, "groups": groups}
+        batch, weights = inputs
         return {**batch.to(device).tensors(), "loss_weight": weights.to(device, non_blocking=True)}
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -161,6 +198,8 @@ class InternVLTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The library's optimizer; parts with a learning rate of their own get groups of their own."""
         optimizer = super().create_optimizer(model)
+        # DeepSpeed steps inside the backward pass: only the optimizer itself knows when.
+        optimizer.register_step_pre_hook(lambda *_: self.meter.clock.enter("optimizer"))
         rates = {part: rate for part, rate in self.learning_rates.items() if rate is not None}
         names = {id(parameter): name for name, parameter in cast("nn.Module", model or self.model).named_parameters()}
         for group in list(optimizer.param_groups) if rates else []:
@@ -172,36 +211,76 @@ class InternVLTrainer(Trainer):
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
+    # -- evaluate -----------------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """What ``validator`` measures, logged; the library's arguments are not used. Collective."""
+        assert self.validator is not None, "an evaluation without data is refused before the model is loaded"
+        started = time.perf_counter()
+        model = self.model_wrapped if self.is_deepspeed_enabled else cast("nn.Module", self.model)
+
+        def loss_of(batch: Batch, weights: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = model(**self._prepare_inputs((batch, weights)), num_items_in_batch=1.0).loss
+            return found
+
+        with quiet(model, self.optimizer), self.compute_loss_context_manager():
+            metrics = self.validator.run(loss_of)
+        log.info("evaluation after step %d: %s", self.state.global_step, describe(metrics))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.meter.skip(time.perf_counter() - started)
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # A step that is not saved cannot be the best checkpoint, nor hide one that is worse but there.
+        kept = self.args.save_strategy == SaveStrategy.BEST or self.control.should_save
+        return kept and super()._determine_best_metric(metrics, trial)
+
+    def _load_best_model(self) -> None:
+        load_best(cast("nn.Module", self.model), Path(str(self.state.best_model_checkpoint)), self.args, self.is_zero3)
+
     # -- log ----------------------------------------------------------------------------------------------------------
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        self.meter.clock.enter("forward")
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._step_loss = self._step_loss + loss
-        return loss
+        self.meter.clock.enter("optimizer" if self.accelerator.sync_gradients else "other")
+        self.watch.add_loss(loss)
+        # What is not finite is refused before the optimizer; in the library's sum it would stay for ever.
+        return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The library's, and what each data set has added to it."""
+        groups = inputs.pop("groups")
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self.meter.add_losses(outputs.token_loss, inputs["targets"][2], groups, num_items_in_batch)
+        if self.is_deepspeed_enabled:
+            loss = poison(loss)  # the next backward pass makes the step
+        self.meter.clock.enter("backward")
+        return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        self._grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        return self._grad_norm
-
-    def check_step(self) -> None:
-        """Raise DataError on every rank unless loss and gradient of the step are finite. One device sync per step."""
-        loss, self._step_loss = float(self._step_loss), torch.zeros(())
-        # fp16 overflows now and then; its loss scaler skips such a step and goes on.
-        norm = 0.0 if self._grad_norm is None or self.args.fp16 else float(self._grad_norm)
-        finite = math.isfinite(loss) and math.isfinite(norm)
-        if dist.any_rank(not finite):
-            found = (
-                f"loss is {loss}, gradient norm {norm}" if not finite else "loss or gradient is not finite elsewhere"
-            )
-            raise DataError(
-                f"{found}, in step {self.state.global_step + 1} on rank {dist.rank()}; samples of this step: "
-                f"{', '.join(self._step_samples)}; look at them, lower --learning_rate, or use bf16 instead of fp16"
-            )
+        self.watch.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self.watch.grad_norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add this project's rates to what is logged after a step."""
+        """Add this project's numbers to what is logged after a step; the loss is that of the steps taken."""
         if "loss" in logs:
-            logs = {**logs, **self.meter.drain()}
+            whole = self.meter.complete
+            found = self.meter.drain()
+            if whole:
+                del found["loss"]
+            else:
+                # NaN is no JSON, and ends the curves of some loggers.
+                logs = {key: value for key, value in logs.items() if key != "loss" and math.isfinite(value)}
+            logs = {**logs, **found}
+        elif "train_loss" in logs and self.meter.steps_skipped:
+            self.meter.drain()
+            logs = {**logs, "train_loss": self.meter.mean_loss()}
         super().log(logs, start_time)
 
     # -- save ---------------------------------------------------------------------------------------------------------
@@ -237,6 +316,8 @@ class InternVLTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         output_dir = Path(self._get_output_dir(trial))
         checkpoint = output_dir / f"checkpoint-{self.state.global_step}"
+        if self._saved_step == self.state.global_step:
+            return  # the library saves the last step of an epoch strategy twice, and would delete the first for it
         if self.is_world_process_zero():
             begin_saving(checkpoint)
         dist.barrier()
@@ -244,9 +325,12 @@ class InternVLTrainer(Trainer):
         dist.barrier()
         # With --save_only_model there is nothing to resume from, so the folder is never declared a checkpoint.
         if self.is_world_process_zero() and not self.args.save_only_model:
-            finish_saving(checkpoint, data_state(self.batches, self.state.global_step, self.identity))
+            step, counts = self.state.global_step, self.meter.state_dict()
+            finish_saving(checkpoint, data_state(self.batches, step, self.identity, counts))
             if self._keep_checkpoints:
-                keep_newest(output_dir, self._keep_checkpoints)
+                best = self.state.best_model_checkpoint
+                keep_newest(output_dir, self._keep_checkpoints, Path(best) if best else None)
+        self._saved_step = self.state.global_step
         dist.barrier()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -256,15 +340,3 @@ class InternVLTrainer(Trainer):
             load_trained(self.model, folder)
         else:
             load_weights(unwrap(cast("nn.Module", self.model)), folder)
-
-
-class _CheckStep(TrainerCallback):
-    """Looks at loss and gradient before the optimizer uses them (DeepSpeed: before anything is logged or saved)."""
-
-    def __init__(self, trainer: InternVLTrainer) -> None:
-        self._trainer = trainer
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._trainer.check_step()

@@ -51,6 +51,7 @@ MODEL = {
 }
 DATA = {
     "meta_path": None,
+    "eval_meta_path": None,
     "conv_style": None,
     "system_message": None,
     "max_seq_length": 8192,
@@ -69,8 +70,10 @@ DATA = {
     "normalize_type": None,
     "image_backend": "torch",
     "use_packed_ds": False,
-    "max_packed_tokens": 8192,
-    "num_images_expected": 40,
+    "max_packed_tokens": None,
+    "num_images_expected": None,
+    "worst_first": False,
+    "use_data_resampling": False,
     "loss_reduction": "token",
     "max_fault_share": 0.01,
     "index_dir": None,
@@ -82,9 +85,12 @@ TRAIN = {
     "overwrite_output_dir": False,
     "report_to": "tensorboard",
     "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 0,
     "dataloader_num_workers": max(1, min(4, len(os.sched_getaffinity(0)))),
     "logging_steps": 10,
     "logging_first_step": True,
+    "nonfinite_step": "stop",
+    "peak_tflops": None,
 }
 
 

@@ -224,8 +224,40 @@ def test_nothing_given_asks_for_the_three() -> None:
         (["--normalize_type", "none"], "--normalize_type none: must be one of imagenet, clip, siglip"),
         (["--attn_implementation", "flash"], "--attn_implementation flash: must be one of auto, packed, sdpa, eager"),
         (["--train_sampling_strategy", "sequential"], "sequential: must be one of random, group_by_length"),
-        (["--eval_strategy", "steps"], "--eval_strategy steps: evaluation during training is not available"),
-        (["--load_best_model_at_end"], "--load_best_model_at_end True: validation while training is not available"),
+        (["--eval_strategy", "steps"], "--eval_strategy steps: say how often, e.g. --eval_steps 500"),
+        (["--eval_strategy", "always"], "--eval_strategy always: must be one of no, steps, epoch"),
+        (["--eval_steps", "5"], "--eval_steps 5 does nothing without --eval_strategy steps"),
+        (["--eval_strategy", "epoch", "--eval_steps", "5"], "--eval_steps 5 does nothing without --eval_strategy ste"),
+        (["--eval_strategy", "epoch", "--eval_delay", "-1"], "--eval_delay -1: must be a number of at least 0"),
+        (["--eval_meta_path", "."], "--eval_meta_path . does nothing without --eval_strategy steps (or epoch)"),
+        (["--eval_strategy", "epoch", "--eval_meta_path", "gone.json"], "--eval_meta_path gone.json: does not exist"),
+        (["--do_eval"], "--do_eval True does nothing without --eval_strategy"),
+        (["--eval_on_start", "--eval_strategy", "no"], "--eval_on_start True does nothing without --eval_strategy"),
+        (["--load_best_model_at_end"], "--load_best_model_at_end True does nothing without --eval_strategy"),
+        (["--metric_for_best_model", "loss"], "--metric_for_best_model loss does nothing without --eval_strategy"),
+        (["--save_strategy", "best"], "--save_strategy best: which is best is only known with --eval_strategy"),
+        (
+            [
+                "--eval_strategy",
+                "epoch",
+                "--load_best_model_at_end",
+                "--save_strategy",
+                "best",
+                "--save_only_model",
+                *("--deepspeed", "zero2"),
+            ],
+            "--load_best_model_at_end with --save_only_model does not go with --deepspeed",
+        ),
+        (
+            ["--eval_strategy", "epoch", "--load_best_model_at_end"],
+            "only what is saved can be best, with --save_strategy epoch or best",
+        ),
+        (
+            ["--eval_strategy", "steps", "--eval_steps", "300", "--load_best_model_at_end"],
+            "--save_steps 500 must be a multiple of --eval_steps 300",
+        ),
+        (["--bf16_full_eval", "True"], "--bf16_full_eval True: evaluation computes as training does; leave it out"),
+        (["--batch_eval_metrics", "True"], "--batch_eval_metrics True: evaluation sums up losses"),
         (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor 0.1: not available in this version yet"),
         (["--auto_find_batch_size", "True"], "--auto_find_batch_size True: the plan fixes what is in a step"),
         (["--enable_jit_checkpoint", "True"], "--enable_jit_checkpoint True: it can hang a run of several ranks"),
@@ -245,6 +277,10 @@ def test_nothing_given_asks_for_the_three() -> None:
         (
             ["--deepspeed", "zero4"],
             "--deepspeed 'zero4' is neither a file nor one of zero1, zero2, zero3; did you mean",
+        ),
+        (
+            ["--max_packed_tokens", "4000"],
+            "--max_seq_length 8192 is more than --max_packed_tokens 4000: a sample that long fits no pack",
         ),
         (
             ["--use_packed_ds", "True", "--max_seq_length", "9000"],
@@ -368,3 +404,26 @@ def test_any_command_line_is_arguments_or_messages(words: list[tuple[str, str | 
         parse_arguments(argv)
     except ConfigError as error:
         assert str(error).strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "metric", "greater"),
+    [
+        (["--load_best_model_at_end", "--save_strategy", "epoch"], "eval_loss", False),
+        (["--save_strategy", "best"], "eval_loss", False),
+        (["--metric_for_best_model", "loss/mine"], "loss/mine", False),
+        (["--metric_for_best_model", "eval_loss/mine"], "eval_loss/mine", False),
+        (["--metric_for_best_model", "eval_loss/mine", "--greater_is_better", "True"], "eval_loss/mine", True),
+        ([], None, None),
+    ],
+)
+def test_the_best_checkpoint_is_that_of_the_lowest_loss(
+    parse: Parse, words: list[str], metric: str | None, greater: bool | None
+) -> None:
+    train = parse("--eval_strategy", "epoch", *words)[2]
+    assert (train.metric_for_best_model, train.greater_is_better) == (metric, greater)
+
+
+def test_an_evaluation_takes_as_much_at_once_as_training_unless_told(parse: Parse) -> None:
+    assert parse("--per_device_train_batch_size", "3")[2].per_device_eval_batch_size == 3
+    assert parse("--per_gpu_eval_batch_size", "5")[2].per_device_eval_batch_size == 5

@@ -12,10 +12,14 @@ from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from internvl_chat.data.fit import Limits
 from internvl_chat.data.manifest import DatasetSpec
+from internvl_chat.data.plan.cost import Cost
+from internvl_chat.data.plan.epoch import PlanSettings
+from internvl_chat.data.plan.sizes import ArraySizes
 from internvl_chat.data.sample import SampleMaker
 from internvl_chat.data.template import get_template
 from internvl_chat.data.tiles import TileSettings
@@ -136,3 +140,26 @@ def spec_of(annotation: Path, root: Path | str = "", name: str = "notes", **keys
 def runs_to_ids(runs: Sequence[int | list[int]]) -> list[int]:
     """``[1, [7, 3], 2]`` -> ``[1, 7, 7, 7, 2]``."""
     return [item for run in runs for item in ([run] if isinstance(run, int) else [run[0]] * run[1])]
+
+
+# Sizes of the samples and settings of the plan.
+Case = tuple[ArraySizes, PlanSettings]
+
+
+@st.composite
+def settings_and_sizes(draw: st.DrawFn) -> Case:
+    """Small numbers, so that ties and exact fits are common; packs have budgets of 30 tokens and 6 tiles."""
+    packed = draw(st.booleans())
+    plan = PlanSettings(
+        packed=packed,
+        packs_per_step=draw(st.sampled_from([1, 2, 4, 6, 12])),
+        seed=draw(st.integers(0, 2**31)),
+        max_tokens=30 if packed else 0,
+        max_tiles=6 if packed else 0,
+        batch_size=1 if packed else draw(st.integers(1, 4)),
+        by_length=not packed and draw(st.booleans()),
+        cost=draw(st.sampled_from([Cost(), Cost(1.0, 20.0, 0.5)])),
+    )
+    sizes = draw(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 6)), min_size=1, max_size=120))
+    tokens, tiles = np.array(sizes).T
+    return ArraySizes(tokens.astype(np.int32), tiles.astype(np.int32)), plan

@@ -85,7 +85,9 @@ def test_packed_and_parquet_files_are_told_by_their_first_bytes(tmp_path: Path) 
     assert kind_of(put(tmp_path, b"PAR1....")) == "parquet"
 
 
-@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b" \r\n\t\n", b" " * 300_000, gzip.compress(b"\n", mtime=0), b"[ ]"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xef\xbb\xbf", b" \r\n\t\n", b" " * 300_000, gzip.compress(b"\n", mtime=0), b"[ ]"]
+)
 def test_an_empty_file_is_said_to_be_empty(tmp_path: Path, content: bytes) -> None:
     path = put(tmp_path, content)
     with pytest.raises(DataError, match=r"notes\.jsonl:1: the annotation is empty; write samples into it"):

@@ -50,7 +50,7 @@ def test_repeats_are_whole_rounds_and_then_the_first_part_of_the_file(
     tmp_path: Path, repeat: float, first: int, second: int
 ) -> None:
     corpus = open_here(tmp_path, text_set(tmp_path, 10, repeat_time=repeat))
-    seen = Counter(corpus.line.tolist())
+    seen = Counter(corpus.places().line.tolist())
     cut = round(10 * (repeat % 1)) or 10
     assert seen == {n: first if n < cut else second for n in range(10) if (first if n < cut else second)}
 
@@ -89,9 +89,9 @@ def test_an_entry_loads_the_sample_its_footprint_promises(tmp_path: Path) -> Non
         assert sample.address == corpus.address(entry, 1)
         size = sample.footprint
         assert (size.tokens, size.tiles, size.supervised) == (
-            corpus.tokens[entry],
-            corpus.tiles[entry],
-            corpus.supervised[entry],
+            corpus.column("tokens")[entry],
+            corpus.column("tiles")[entry],
+            corpus.column("supervised")[entry],
         )
 
 
@@ -123,7 +123,7 @@ def test_the_limit_is_a_share_of_the_lines_and_inclusive(
             open_here(tmp_path, faulty, maker=maker, max_fault_share=share)
     else:
         corpus = open_here(tmp_path, faulty, maker=maker, max_fault_share=share)
-        assert sorted(corpus.line.tolist()) == [0, 2, 3, 6, 7, 9]
+        assert sorted(corpus.places().line.tolist()) == [0, 2, 3, 6, 7, 9]
 
 
 def test_faulty_lines_are_no_entries_and_none_takes_their_place(tmp_path: Path, faulty: DatasetSpec) -> None:
@@ -131,7 +131,7 @@ def test_faulty_lines_are_no_entries_and_none_takes_their_place(tmp_path: Path, 
     maker = make_maker(max_tokens=300)
     half = spec_of(faulty.annotation, faulty.root, repeat_time=1.5)
     corpus = open_here(tmp_path, half, maker=maker, max_fault_share=1.0)
-    assert Counter(corpus.line.tolist()) == {0: 2, 2: 2, 3: 2, 6: 1, 7: 1, 9: 1}
+    assert Counter(corpus.places().line.tolist()) == {0: 2, 2: 2, 3: 2, 6: 1, 7: 1, 9: 1}
 
 
 def test_the_ledger_tells_data_set_file_line_reason_and_mend(tmp_path: Path, faulty: DatasetSpec) -> None:

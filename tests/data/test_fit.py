@@ -155,7 +155,7 @@ def test_what_was_cut_is_counted_and_the_limit_is_part_of_the_key(folder: Path, 
         with caplog.at_level("INFO"):
             corpus = open_corpus([spec], maker_of(NO_LIMIT, most, "fewer_tiles"), folder / "index")
         assert ("1 lines cut to fit (FEWER_TILES)" in caplog.text) is (most < 4)
-        sizes.append(corpus.tiles.tolist())
+        sizes.append(corpus.column("tiles").tolist())
     assert sizes == [[0, 4], [0, 3], [0, 1]]
 
 

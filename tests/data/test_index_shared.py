@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -232,12 +233,17 @@ def test_weights_set_the_shares_of_an_epoch(tmp_path: Path) -> None:
     ]
     corpus = open_corpus(specs, make_maker(), tmp_path / "index")
     assert len(corpus) == 100
-    rare = corpus.line[corpus.dataset == 0]
+    places = corpus.places()
+    rare = places.line[places.dataset == 0]
     assert len(set(rare.tolist())) == len(rare) == 25
     assert rare.max() > 30  # drawn from all of the file, not its start
-    assert np.bincount(corpus.line[corpus.dataset == 1]).tolist().count(8) == 5
+    assert np.bincount(places.line[places.dataset == 1]).tolist().count(8) == 5
     addresses = {corpus.address(entry, epoch) for entry in range(100) for epoch in range(2)}
     assert len(addresses) == 200
+    # A data set that is taken in part goes on where it stopped: each line is seen equally often over the epochs.
+    seen = Counter(corpus.places(np.arange(25), epoch).line[n] for epoch in range(18) for n in range(25))
+    assert set(seen.values()) == {5}
+    assert len(seen) == 90
     with pytest.raises(ConfigError, match="data set 'b' has no weight, others have; give every data set one, or none"):
         open_corpus([specs[0], spec_of(specs[1].annotation, name="b")], make_maker(), tmp_path / "index")
 
@@ -246,8 +252,8 @@ def test_held_out_lines_are_never_trained_on_and_stay_so_when_the_file_grows(tmp
     def split(count: int) -> tuple[set[int], set[int]]:
         spec = spec_of(write_lines(tmp_path / "a.jsonl", lines_of(count)), eval_share=0.2, repeat_time=2)
         parts = [open_corpus([spec], make_maker(), tmp_path / "index", split=s) for s in ("train", "eval")]  # type: ignore[arg-type]
-        assert [len(part) / len(set(part.line.tolist())) for part in parts] == [2, 1]
-        return set(parts[0].line.tolist()), set(parts[1].line.tolist())
+        assert [len(part) / len(set(part.places().line.tolist())) for part in parts] == [2, 1]
+        return set(parts[0].places().line.tolist()), set(parts[1].places().line.tolist())
 
     train, held_out = split(200)
     assert train | held_out == set(range(200))
@@ -260,8 +266,10 @@ def test_held_out_lines_are_never_trained_on_and_stay_so_when_the_file_grows(tmp
 def test_a_data_set_for_evaluation_is_not_trained_on(tmp_path: Path) -> None:
     train = spec_of(write_lines(tmp_path / "a.jsonl", lines_of(3)), name="a")
     test = spec_of(write_lines(tmp_path / "b.jsonl", lines_of(4)), name="b", split="eval")
-    assert open_corpus([train, test], make_maker(), tmp_path / "index").dataset.tolist() == [0] * 3
-    assert open_corpus([train, test], make_maker(), tmp_path / "index", split="eval").dataset.tolist() == [1] * 4
+    assert open_corpus([train, test], make_maker(), tmp_path / "index").places().dataset.tolist() == [0] * 3
+    assert (
+        open_corpus([train, test], make_maker(), tmp_path / "index", split="eval").places().dataset.tolist() == [1] * 4
+    )
 
 
 def test_image_limits_of_a_data_set_are_faults(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from internvl_chat.data.batch import Batch
 from internvl_chat.data.corpus import Corpus, open_corpus
 from internvl_chat.data.loader import MicroBatches, Place, make_loader
-from internvl_chat.data.plan.schedule import PlanSettings, Schedule
+from internvl_chat.data.plan.epoch import PlanSettings
+from internvl_chat.data.plan.schedule import Schedule
 from tests.data.helpers import line, make_maker, spec_of, write_lines, write_noise
 
 EPOCHS = 2
@@ -40,8 +41,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def make_schedule(corpus: Corpus, packed: bool, packs_per_step: int = 4) -> Schedule:
-    settings = PlanSettings(packed, packs_per_step, 5, max_tokens=260, max_tiles=16, batch_size=2, by_length=not packed)
-    return Schedule(corpus.tokens, corpus.tiles, settings)
+    budgets = {"max_tokens": 260, "max_tiles": 16} if packed else {}
+    settings = PlanSettings(packed, packs_per_step, 5, **budgets, batch_size=2, by_length=not packed)
+    return Schedule(corpus, settings)
 
 
 def micro_batches(corpus: Corpus, packed: bool, place: Place, first_step: int = 0) -> MicroBatches:

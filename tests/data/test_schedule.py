@@ -1,169 +1,215 @@
-"""The plan of a run: each epoch shows every entry once, each step is the same however it is dealt to ranks."""
+"""The steps of a run: the same however they are dealt to ranks, and each entry once though a run changes its shape."""
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from fractions import Fraction
-from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from internvl_chat.data.plan.schedule import Cost, PlanSettings, Schedule, plan_epoch
-from tests.data.helpers import properties
-
-
-@st.composite
-def settings_and_sizes(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, PlanSettings]:
-    packed = draw(st.booleans())
-    settings = PlanSettings(
-        packed=packed,
-        packs_per_step=draw(st.sampled_from([1, 2, 4, 6, 12])),
-        seed=draw(st.integers(0, 2**31)),
-        max_tokens=30,
-        max_tiles=6,
-        batch_size=1 if packed else draw(st.integers(1, 4)),
-        by_length=not packed and draw(st.booleans()),
-        cost=draw(st.sampled_from([Cost(), Cost(1.0, 20.0, 0.5)])),
-    )
-    sizes = draw(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 6)), min_size=1, max_size=120))
-    tokens, tiles = np.array(sizes).T
-    return tokens.astype(np.int32), tiles.astype(np.int32), settings
-
-
-def cost_of(entries: np.ndarray, tokens: np.ndarray, tiles: np.ndarray, cost: Cost) -> float:
-    work = [cost.token * t + cost.tile * n + cost.square * t * t for t, n in zip(tokens, tiles, strict=True)]
-    return float(sum(work[entry] for entry in entries))
-
-
-@properties(150)
-@given(settings_and_sizes(), st.integers(0, 3))
-def test_an_epoch_shows_every_entry_once(case: tuple[np.ndarray, np.ndarray, PlanSettings], epoch: int) -> None:
-    tokens, tiles, settings = case
-    plan = plan_epoch(tokens, tiles, settings, epoch)
-    numbers = plan.steps[plan.steps >= 0].tolist()
-    assert sorted(numbers) == list(range(len(plan.starts) - 1))
-    assert sorted(entry for number in numbers for entry in plan.pack(number)) == list(range(len(tokens)))
-    if settings.packed:
-        assert all(tokens[plan.pack(n)].sum() <= 30 and tiles[plan.pack(n)].sum() <= 6 for n in numbers)
-    else:
-        sizes = sorted((len(plan.pack(number)) for number in numbers), reverse=True)
-        assert set(sizes[:-1]) <= {settings.batch_size}
-        assert len(numbers) == math.ceil(len(tokens) / settings.batch_size)
-
-
-@properties(150)
-@given(settings_and_sizes())
-def test_steps_are_full_but_one_and_heavy_packs_come_first(
-    case: tuple[np.ndarray, np.ndarray, PlanSettings],
-) -> None:
-    """Places without a pack are in a single step; where all packs are sorted by cost, in the lightest one."""
-    tokens, tiles, settings = case
-    plan = plan_epoch(tokens, tiles, settings, 0)
-    packs = len(plan.starts) - 1
-    assert plan.steps.shape == (math.ceil(packs / settings.packs_per_step), settings.packs_per_step)
-    with_holes = np.flatnonzero((plan.steps < 0).any(axis=1))
-    assert len(with_holes) <= 1
-    costs = [[cost_of(plan.pack(n), tokens, tiles, settings.cost) for n in row if n >= 0] for row in plan.steps]
-    for row, values in zip(plan.steps, costs, strict=True):
-        assert (row[: len(values)] >= 0).all(), "places without a pack are last"
-        assert values == sorted(values, reverse=True)
-    if (settings.packed or settings.by_length) and len(plan.steps) <= 32:  # sorted in windows of 32 steps
-        by_weight = sorted(costs, key=lambda values: [-value for value in values])
-        for heavier, lighter in pairwise(by_weight):
-            assert min(heavier) >= max(lighter)
-        if len(with_holes):
-            assert max(costs[with_holes[0]]) == min(max(values) for values in costs)
+from internvl_chat.data.plan.cost import Cost, idle_share, parts_of_step
+from internvl_chat.data.plan.epoch import PlanSettings
+from internvl_chat.data.plan.schedule import Schedule, Segment
+from internvl_chat.data.plan.sizes import ArraySizes
+from internvl_chat.data.plan.store import PlanStore
+from tests.data.helpers import Case, properties, settings_and_sizes
 
 
 @properties(100)
 @given(settings_and_sizes(), st.integers(0, 200))
-def test_the_same_packs_make_a_step_for_any_number_of_ranks(
-    case: tuple[np.ndarray, np.ndarray, PlanSettings], step: int
-) -> None:
+def test_the_same_packs_make_a_step_for_any_number_of_ranks(case: Case, step: int) -> None:
     """ranks x accumulation x packs per device stays the same, so does the step; each pack has one owner."""
-    tokens, tiles, settings = case
-    schedule = Schedule(tokens, tiles, settings)
+    sizes, settings = case
+    schedule = Schedule(sizes, settings)
     epoch, local = schedule.locate(step)
-    row = schedule.plan(epoch).steps[local]
-    expected = sorted(schedule.plan(epoch).pack(n).tolist() for n in row if n >= 0)
-    for shares in (n for n in range(1, settings.packs_per_step + 1) if settings.packs_per_step % n == 0):
+    plan = schedule.plan_at(step)
+    expected = sorted(plan.pack(n).tolist() for n in plan.steps[local] if n >= 0)
+    cuts = [
+        (ranks, shares)
+        for shares in range(1, settings.packs_per_step + 1)
+        if settings.packs_per_step % shares == 0
+        for ranks in range(1, shares + 1)
+        if shares % ranks == 0
+    ]
+    for ranks, shares in cuts:
         dealt = []
         for share in range(shares):
-            at, packs = schedule.packs(step, share, shares)
+            at, packs = schedule.packs(step, share, shares, ranks)
             assert at == epoch
             assert len(packs) <= settings.packs_per_step // shares
             dealt += [pack.tolist() for pack in packs]
         assert sorted(dealt) == expected
     if settings.packs_per_step % 5:
-        with pytest.raises(ValueError, match="cannot be dealt to 5 parts"):
+        with pytest.raises(ValueError, match="cannot be dealt to 5 ranks x 1 micro-batches"):
             schedule.packs(step, 0, 5)
 
 
 @properties(60)
-@given(settings_and_sizes())
-def test_a_plan_depends_on_seed_and_epoch_alone(case: tuple[np.ndarray, np.ndarray, PlanSettings]) -> None:
-    tokens, tiles, settings = case
-    one, two = (Schedule(tokens, tiles, settings) for _ in range(2))
-    two.plan(3)  # asked for in another order
-    for epoch in range(3):
-        for mine, other in zip(vars(one.plan(epoch)).values(), vars(two.plan(epoch)).values(), strict=True):
-            assert np.array_equal(mine, other)
-
-
-def test_epochs_and_seeds_are_shuffled_differently() -> None:
-    tokens, tiles = np.arange(1, 201, dtype=np.int32), np.zeros(200, np.int32)
-
-    def order(seed: int, epoch: int) -> list[int]:
-        plan = plan_epoch(tokens, tiles, PlanSettings(False, 4, seed, batch_size=2), epoch)
-        return plan.entries.tolist()
-
-    assert len({tuple(order(seed, epoch)) for seed in (0, 1, 7) for epoch in (0, 1, 2)}) == 9
-
-
-@properties(60)
 @given(settings_and_sizes(), st.integers(0, 4))
-def test_locate_and_epoch_at_and_steps_in_agree(case: tuple[np.ndarray, np.ndarray, PlanSettings], epochs: int) -> None:
+def test_locate_epoch_at_ends_epoch_and_steps_in_agree(case: Case, epochs: int) -> None:
     schedule = Schedule(*case)
     total = schedule.steps_in(epochs)
     places = [schedule.locate(step) for step in range(total)]
-    assert places == [(e, local) for e in range(epochs) for local in range(len(schedule.plan(e).steps))]
+    lengths = {epoch: len(schedule.plan_at(places.index((epoch, 0))).steps) for epoch in range(epochs)}
+    assert places == [(e, local) for e in range(epochs) for local in range(lengths[e])]
     for step, (epoch, local) in enumerate(places):
-        done = epoch + Fraction(local + 1, len(schedule.plan(epoch).steps))
-        assert schedule.epoch_at(step + 1) == pytest.approx(float(done))
+        assert schedule.epoch_at(step + 1) == pytest.approx(float(epoch + Fraction(local + 1, lengths[epoch])))
+        assert schedule.ends_epoch(step + 1) == (local + 1 == lengths[epoch])
     assert schedule.epoch_at(0) == 0.0
+    assert not schedule.ends_epoch(0)
     assert schedule.epoch_at(total) == epochs
 
 
 @pytest.mark.parametrize("tenths", range(1, 60))
 def test_a_part_of_an_epoch_is_rounded_up_and_never_by_the_last_bit_of_a_float(tenths: int) -> None:
     """1.1 - 1 is a little more than 0.1: ten steps per epoch once made 12 steps of 1.1 epochs."""
-    schedule = Schedule(np.ones(10, np.int32), np.zeros(10, np.int32), PlanSettings(False, 1, 0))
+    schedule = Schedule(ArraySizes(np.ones(10), np.zeros(10)), PlanSettings(False, 1, 0))
     assert schedule.steps_in(tenths / 10) == tenths
     assert schedule.steps_in(tenths / 10 + 0.01) == tenths + 1
 
 
-@properties(100)
-@given(st.lists(st.integers(1, 500), min_size=1, max_size=400), st.integers(1, 8), st.integers(1, 4))
-def test_grouping_by_length_pads_no_more_than_chance(lengths: list[int], batch: int, per_step: int) -> None:
-    """Batches that are all full and lie in one window, that is: sorted lengths are the best there are."""
-    lengths = (lengths * batch)[: 50 * batch * per_step]
-    tokens, tiles = np.array(lengths, np.int32), np.zeros(len(lengths), np.int32)
+# -- a run that goes on with other settings -----------------------------------------------------------------------
 
-    def padding(by_length: bool) -> int:
-        plan = plan_epoch(tokens, tiles, PlanSettings(False, per_step, 3, batch_size=batch, by_length=by_length), 0)
-        batches = [tokens[plan.pack(number)] for number in range(len(plan.starts) - 1)]
-        return sum(int(one.max()) * len(one) - int(one.sum()) for one in batches)
 
-    assert padding(by_length=True) <= padding(by_length=False)
+def seen_in(schedule: Schedule, first: int, last: int) -> Counter[tuple[int, int]]:
+    """(epoch, entry) of all packs of some steps."""
+    found: Counter[tuple[int, int]] = Counter()
+    for step in range(first, last):
+        epoch, packs = schedule.packs(step, 0, 1)
+        found.update((epoch, entry) for pack in packs for entry in pack.tolist())
+    return found
+
+
+@properties(80)
+@given(settings_and_sizes(), st.lists(st.tuples(st.integers(1, 12), st.booleans()), max_size=4), st.data())
+def test_each_entry_is_seen_once_per_epoch_however_often_the_run_changes_its_shape(
+    case: Case, changes: list[tuple[int, bool]], data: st.DataObject
+) -> None:
+    """Stopped at any step, also right after a change: other packs per step, packed or padded, other budgets."""
+    sizes, settings = case
+    epochs, done = 3, ()
+    stops: list[tuple[Schedule, int, int]] = []
+    schedule, first = Schedule(sizes, settings), 0
+    for packs_per_step, packed in changes:
+        last = data.draw(st.integers(first, schedule.steps_in(epochs)))
+        stops.append((schedule, first, last))
+        done = schedule.history(last)
+        settings = PlanSettings(packed, packs_per_step, settings.seed, 40, 9, 1 + packs_per_step % 3)
+        schedule, first = Schedule(sizes, settings, done), last
+        assert sum(segment.steps for segment in done) == last
+    stops.append((schedule, first, schedule.steps_in(epochs)))
+    seen = sum((seen_in(*stop) for stop in stops), Counter())
+    assert seen == Counter((epoch, entry) for epoch in range(epochs) for entry in range(len(sizes)))
+    assert schedule.epoch_at(stops[-1][2]) == epochs
+    # Nothing is known but the history: another process plans the same.
+    told = [Segment.from_json(segment.as_json()) for segment in done]
+    again = Schedule(sizes, settings, told)
+    for step in range(stops[-1][1], stops[-1][2]):
+        mine, other = schedule.packs(step, 0, 1), again.packs(step, 0, 1)
+        assert mine[0] == other[0]
+        assert [pack.tolist() for pack in mine[1]] == [pack.tolist() for pack in other[1]]
+
+
+@pytest.mark.parametrize("stop", [1, 7, 20])
+def test_eight_then_four_then_six_ranks_see_each_line_once(stop: int) -> None:
+    rng = np.random.default_rng(0)
+    sizes = ArraySizes(rng.integers(1, 30, 4000), rng.integers(0, 7, 4000))
+    seen: Counter[tuple[int, int]] = Counter()
+    done: tuple[Segment, ...] = ()
+    first = 0
+    for ranks in (8, 4, 6):
+        schedule = Schedule(sizes, PlanSettings(True, ranks, 3, 100, 20), done)
+        last = first + stop if ranks != 6 else schedule.steps_in(1)
+        for step in range(first, last):
+            for rank in range(ranks):
+                epoch, packs = schedule.packs(step, rank, ranks)
+                seen.update((epoch, entry) for pack in packs for entry in pack.tolist())
+        done, first = schedule.history(last), last
+    assert seen == Counter((0, entry) for entry in range(4000))
+    assert [segment.settings.packs_per_step for segment in done] == [8, 4, 6]
+
+
+def test_a_change_at_the_end_of_an_epoch_leaves_the_next_one_whole() -> None:
+    sizes = ArraySizes(np.arange(1, 41), np.zeros(40))
+    eight = PlanSettings(True, 8, 0, 50, 1)
+    steps = Schedule(sizes, eight).steps_in(1)
+    four = PlanSettings(True, 4, 0, 50, 1)
+    changed = Schedule(sizes, four, [Segment(steps, eight)])
+    assert changed.locate(steps) == (1, 0)
+    assert changed.epoch_at(steps) == 1.0
+    fresh = Schedule(sizes, four)
+    for step in range(changed.steps_in(2) - steps):
+        mine, other = changed.packs(steps + step, 0, 1), fresh.packs(fresh.steps_in(1) + step, 0, 1)
+        assert [pack.tolist() for pack in mine[1]] == [pack.tolist() for pack in other[1]]
+
+
+# -- on disk ------------------------------------------------------------------------------------------------------
+
+
+def test_a_kept_plan_is_the_plan_and_is_not_made_twice(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sizes = ArraySizes(rng.integers(1, 30, 500), rng.integers(0, 7, 500))
+    settings = PlanSettings(True, 4, 3, 100, 20, cost=Cost(1, 20, 0.5))
+    store = PlanStore(tmp_path, "data")
+    kept, made = Schedule(sizes, settings, planner=store.plan), Schedule(sizes, settings)
+    for step in range(made.steps_in(2)):
+        assert [p.tolist() for p in kept.packs(step, 1, 2)[1]] == [p.tolist() for p in made.packs(step, 1, 2)[1]]
+    assert isinstance(kept.plan_at(0).entries, np.memmap)
+    assert len(list(tmp_path.iterdir())) == 2
+    stamps = {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    again = PlanStore(tmp_path, "data").plan(sizes, settings, 0, "")
+    assert np.array_equal(again.steps, made.plan_at(0).steps)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")} == stamps
+    PlanStore(tmp_path, "other data").plan(sizes, settings, 0, "")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_damaged_plan_is_made_anew(tmp_path: Path) -> None:
+    sizes = ArraySizes(np.arange(1, 41), np.zeros(40))
+    settings = PlanSettings(True, 8, 0, 50, 1)
+    plan = PlanStore(tmp_path, "data").plan(sizes, settings, 0, "")
+    expected = plan.entries.tolist()
+    (folder,) = tmp_path.iterdir()
+    for name in ("entries", "steps"):
+        file = folder / f"{name}.npy"
+        file.write_bytes(file.read_bytes()[:100])
+        assert PlanStore(tmp_path, "data").plan(sizes, settings, 0, "").entries.tolist() == expected
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+# -- who does what ------------------------------------------------------------------------------------------------
 
 
 def test_parts_of_a_step_weigh_alike() -> None:
     """Dealt forth and back, heaviest first: 8 packs on 2 ranks, equal sums."""
-    tokens = np.array([30, 29, 22, 21, 15, 14, 6, 5], np.int32)
-    settings = PlanSettings(packed=True, packs_per_step=8, seed=0, max_tokens=30, max_tiles=1)
-    schedule = Schedule(tokens, np.ones(8, np.int32), settings)
-    weights = [sum(int(tokens[pack].sum()) for pack in schedule.packs(0, share, 2)[1]) for share in range(2)]
-    assert weights == [71, 71]
+    sizes = ArraySizes(np.array([30, 29, 22, 21, 15, 14, 6, 5]), np.ones(8))
+    schedule = Schedule(sizes, PlanSettings(packed=True, packs_per_step=8, seed=0, max_tokens=30, max_tiles=1))
+    for shares, ranks in ((2, 2), (8, 2), (4, 2)):
+        weights = Counter()
+        for share in range(shares):
+            packs = schedule.packs(0, share, shares, ranks)[1]
+            weights[share % ranks] += sum(int(sizes.tokens[pack].sum()) for pack in packs)
+        assert weights == {0: 71, 1: 71}
+
+
+def test_idle_share_by_hand() -> None:
+    """Two ranks, two micro-batches; 10, 8 | 4, 4: dealt 10 and 8, then 4 and 4, the other way round."""
+    costs = np.array([[10.0, 8.0, 4.0, 4.0]])
+    assert parts_of_step(np.arange(4), 2, 2).tolist() == [[[0], [1]], [[3], [2]]]
+    assert idle_share(costs, 2, 2) == pytest.approx(1 - 26 / 28)
+    assert idle_share(costs, 2, 2, each_micro_batch=True) == pytest.approx(1 - 26 / 28)
+    assert idle_share(costs, 4, 1) == pytest.approx(1 - 26 / 40)
+    assert idle_share(costs, 1, 4) == 0.0
+    assert idle_share(np.array([[5.0, 0.0]]), 2, 1) == pytest.approx(0.5)
+
+
+@properties(100)
+@given(st.lists(st.integers(1, 100), min_size=24, max_size=24))
+def test_the_deal_is_no_worse_than_taking_turns(values: list[int]) -> None:
+    costs = np.array([sorted(values, reverse=True)], float)
+    in_turns = costs.reshape(6, 4).sum(axis=0)
+    assert idle_share(costs, 4, 6) <= 1 - in_turns.sum() / (4 * in_turns.max()) + 1e-12

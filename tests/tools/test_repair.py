@@ -132,7 +132,8 @@ def test_held_out_lines_stay_held_out(tmp_path: Path, tiny: Path) -> None:
     def questions(manifest: Path, split: str) -> set[str]:
         view = read_view(str(manifest), flags)
         corpus = open_corpus(view.specs, view.maker, tmp_path / "index", split=split, max_fault_share=1)  # type: ignore[arg-type]
-        entries = zip(corpus.dataset.tolist(), corpus.line.tolist(), strict=True)
+        places = corpus.places()
+        entries = zip(places.dataset.tolist(), places.line.tolist(), strict=True)
         return {json.loads(corpus.indexes[d].line(n))["conversations"][0]["value"] for d, n in entries}
 
     assert run(str(meta), str(tmp_path / "out"), *flags) == 0

@@ -1,17 +1,18 @@
-"""Training runs for tests: in processes of their own, several in a row to pay for the imports once."""
+"""Training runs for tests: in processes of their own, several in a row."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import subprocess
-import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+
+from tests.train import warm
 
 BASE = {
     "max_seq_length": 400,
@@ -34,15 +35,18 @@ def flags(model: Path, data: Path, out: Path, **changes: Any) -> list[str]:
 def run_all(jobs: Sequence[Sequence[str]], processes: int = 1, timeout: int = 300) -> str:
     """Run the command lines one after the other in the same process(es); returns what they printed.
 
-    A job ``["copy", source, target]`` copies a folder between two runs.
+    The processes are forks of one that has imported everything (``warm``), with the environment of torchrun. A job
+    ``["copy", source, target]`` copies a folder between two runs.
     """
-    command = [sys.executable, "-u", __file__, json.dumps([list(job) for job in jobs])]
-    if processes > 1:
-        command[1:2] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment())
-    output = done.stdout + done.stderr
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = warm.start(jobs, processes, Path(folder), environment())
+        codes = ranks.wait(timeout)
+        ranks.end()
+        output = ranks.output()
     (Path(os.environ.get("INTERNVL_TEST_LOG", os.devnull))).write_text(output)
-    assert done.returncode == 0, output[-6000:]
+    assert codes == [0] * processes, (
+        f"exit status by rank {codes} (None: still ran after {timeout} s)\n{output[-6000:]}"
+    )
     return output
 
 
@@ -63,21 +67,18 @@ def weights(out: Path) -> dict[str, Any]:
     return load_file(out / "model.safetensors")
 
 
-def main() -> None:
+def work(jobs: Sequence[Sequence[str]]) -> None:
+    """Be one rank of these runs."""
     from accelerate.state import AcceleratorState
 
     from internvl_chat.train import dist
     from internvl_chat.train.main import train
 
-    for job in json.loads(sys.argv[1]):
+    for job in jobs:
         if job[0] == "copy":
             if os.environ.get("RANK", "0") == "0":
                 shutil.copytree(job[1], job[2])
             continue
-        train(job)
+        train(list(job))
         AcceleratorState._reset_state()
     dist.leave()
-
-
-if __name__ == "__main__":
-    main()

@@ -11,6 +11,7 @@ import json
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from internvl_chat.data.address import Address
 from internvl_chat.data.batch import Batch, pad_batch
 from internvl_chat.data.faults import Ledger
 from internvl_chat.data.fit import Limits
-from internvl_chat.data.loader import MicroBatches
+from internvl_chat.data.loader import MicroBatches, Place
 from internvl_chat.data.manifest import DatasetSpec
 from internvl_chat.data.sample import SampleMaker
 from internvl_chat.data.template import get_template
@@ -74,6 +75,9 @@ class FixedSchedule:
 
     settings: Any
 
+    def idle_share(self, *args: Any) -> float:
+        return 0.0
+
 
 class GoldenBatches(MicroBatches):
     """The rows that the original drew, made into padded batches by our data layer."""
@@ -82,6 +86,12 @@ class GoldenBatches(MicroBatches):
         self.maker, self.schedule, self.defects = maker, schedule, defects
         self.num_steps, self.first_step, self.num_workers = len(GOLDEN["steps"]), 0, 0
         self.spec = DatasetSpec("golden", str(GOLDENS / "images"), GOLDENS / "training" / "train.jsonl")
+        self.corpus: Any = SimpleNamespace(specs=[self.spec])
+        self.place = Place(0, 1, 1)
+        self.reader: Any = self
+
+    def due(self, item: int) -> Any:
+        return item
 
     def __len__(self) -> int:
         return len(GOLDEN["steps"])
@@ -100,7 +110,7 @@ class GoldenBatches(MicroBatches):
 
 
 def run_steps(tmp_path: Path, defects: bool) -> list[float]:
-    from internvl_chat.data.plan.schedule import PlanSettings
+    from internvl_chat.data.plan.epoch import PlanSettings
 
     torch.manual_seed(0)
     tokenizer = load_tokenizer(GOLDENS / "tokenizers" / "qwen2")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.train.runs import flags, log_of, losses, run_all, weights
+from tests.train.test_zero import STAGES, zero_config
 
 CUTS = {
     "one process x 8": (1, {"gradient_accumulation_steps": 8}),
@@ -15,6 +16,13 @@ CUTS = {
     "one process, packed": (1, {"use_packed_ds": True, "max_packed_tokens": 700, "gradient_accumulation_steps": 4}),
     "2 processes x 2 x 2": (2, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
     "2 processes, packed": (2, {"use_packed_ds": True, "max_packed_tokens": 700, "gradient_accumulation_steps": 2}),
+    **{
+        f"2 processes, {stage}": (
+            2,
+            {"deepspeed": stage, "use_packed_ds": True, "max_packed_tokens": 700, "gradient_accumulation_steps": 2},
+        )
+        for stage in STAGES
+    },
 }
 REDUCTIONS = ("token", "sample", "square")
 
@@ -23,11 +31,13 @@ REDUCTIONS = ("token", "sample", "square")
 def runs(tiny: Path, mixed_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cuts x all reductions: three steps of SGD over the same 8 samples."""
     root = tmp_path_factory.mktemp("cuts")
+    zero = {stage: zero_config(stage, root) for stage in STAGES}
     for processes in (1, 2):
         jobs = [
             flags(
                 tiny, mixed_data, root / reduction / cut, loss_reduction=reduction, optim="sgd", num_train_epochs=3,
-                lr_scheduler_type="constant", max_grad_norm=1000, **changes,
+                lr_scheduler_type="constant", max_grad_norm=1000,
+                **{**changes, **({"deepspeed": zero[changes["deepspeed"]]} if "deepspeed" in changes else {})},
             )
             for reduction in REDUCTIONS
             for cut, (count, changes) in CUTS.items()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -128,7 +129,7 @@ def make_checkpoint(folder: Path, step: int, complete: bool = True) -> Path:
     begin_saving(checkpoint)
     (checkpoint / "model.safetensors").write_bytes(b"weights")
     if complete:
-        finish_saving(checkpoint, DataState(step, 0, 1, "x", 100, 1))
+        finish_saving(checkpoint, DataState(step, [], {}, 100, 1))
     return checkpoint
 
 
@@ -215,7 +216,7 @@ def test_another_seed_is_refused(
     assert cli.main(["train", *words]) == 2
     error = capsys.readouterr().err
     assert "seed: 42 then, 7 now" in error
-    assert "--model_name_or_path" in error
+    assert "another --output_dir" in error
 
 
 @pytest.mark.slow
@@ -249,7 +250,8 @@ def test_final_folder_loads_in_a_fresh_process(whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_mended_picture_does_not_stop_a_resumed_run(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("checked", [False, True], ids=["mended", "mended-and-checked"])
+def test_mended_picture_does_not_stop_a_resumed_run(tiny: Path, tmp_path: Path, checked: bool) -> None:
     """A line that was faulty when the run began stays out of it, also when its picture has come back since."""
     lines = [
         {"image": f"{number}.png", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]}
@@ -263,12 +265,16 @@ def test_mended_picture_does_not_stop_a_resumed_run(tiny: Path, tmp_path: Path) 
     )
     words = flags(
         tiny, tmp_path / "a.json", tmp_path / "out", max_fault_share=0.5, save_strategy="steps", save_steps=1,
-        num_train_epochs=2, save_total_limit=2,
+        num_train_epochs=2, save_total_limit=2, index_dir=tmp_path / "index",
     )  # fmt: skip
     assert cli.main(["train", *words]) == 0
     whole = losses(tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "checkpoint-6")
     Image.new("RGB", (30, 30)).save(tmp_path / "3.png")
+    if checked:  # which measures the picture, and writes it into the index
+        index = str(next(value for name, value in pairwise(words) if name == "--index_dir"))
+        look = ["--model_name_or_path", str(tiny), "--index_dir", index, "--max_seq_length", "400"]
+        assert cli.main(["check", str(tmp_path / "a.json"), *look]) == 0
     assert cli.main(["train", *words]) == 0
     assert losses(tmp_path / "out") == whole
     assert names(tmp_path / "out") == ["checkpoint-5", "checkpoint-6"]

@@ -1,19 +1,35 @@
-"""Sizes -> batches of exactly B samples (the last may be smaller), by length or at random. Padding comes later."""
+"""Sizes -> batches of at most B samples by length or at random, for padding, that keep the budgets of packs."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from internvl_chat.data.plan.pack import Budgets
+
 # Samples are sorted by length within this many optimizer steps' worth of them, as length-grouped samplers usually do.
-_STEPS_PER_WINDOW = 50
+STEPS_PER_WINDOW = 50
 
 
 def group_samples(
-    tokens: np.ndarray, order: np.ndarray, batch_size: int, batches_per_step: int, by_length: bool
+    tokens: np.ndarray, tiles: np.ndarray, batch_size: int, budgets: Budgets, window: int
 ) -> list[np.ndarray]:
-    """Consecutive runs of ``batch_size`` entries; with ``by_length`` sorted by length, longest first, per window."""
-    if by_length:
-        window = _STEPS_PER_WINDOW * batch_size * batches_per_step
+    """Positions in ``tokens`` and ``tiles`` (N,), batch after batch, every one once.
+
+    Sorted by length, longest first, in windows of so many samples; 0: as they come. The tokens of a batch are its rows
+    times the longest. Raises ValueError if a sample exceeds a budget alone.
+    """
+    if len(tokens) and (tokens.max() > budgets.tokens or tiles.max() > budgets.tiles):
+        raise ValueError("a sample exceeds the batch's budget; it should have been a fault of the index")
+    order = np.arange(len(tokens))
+    if window and len(order):
         parts = [order[start : start + window] for start in range(0, len(order), window)]
         order = np.concatenate([part[np.argsort(-tokens[part], kind="stable")] for part in parts])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    ends = []
+    start = longest = tile_sum = 0
+    for place, (length, count) in enumerate(zip(tokens[order].tolist(), tiles[order].tolist(), strict=True)):
+        longest, tile_sum = max(longest, length), tile_sum + count
+        rows = place - start + 1
+        if rows > batch_size or rows * longest > budgets.tokens or tile_sum > budgets.tiles:
+            ends.append(place)
+            start, longest, tile_sum = place, length, count
+    return np.split(order, ends) if len(order) else []

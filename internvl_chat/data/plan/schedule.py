@@ -1,172 +1,234 @@
-"""Entries -> epochs -> steps -> ranks: what each rank loads for each micro-batch of the whole run.
+"""Plans of epochs -> the steps of a run: what each rank loads for each micro-batch, also when a run changes its shape.
 
-A pure function of the entries' sizes, the seed and the budgets. The number of packs per optimizer step is part of it,
-how these are dealt to ranks and accumulation is not: with 2 ranks x 4 or 8 x 1 the same packs make the same step.
+A run that was stopped and goes on with other settings (another number of ranks, other budgets) keeps the steps it has
+done; what is left of the epoch it stood in is planned anew, then whole epochs follow. So every entry of every epoch is
+seen exactly once, however often that happens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from internvl_chat.data.plan.group import group_samples
-from internvl_chat.data.plan.pack import pack_samples
+from internvl_chat.data.plan.cost import idle_share, parts_of_step
+from internvl_chat.data.plan.epoch import EpochPlan, PlanSettings
+from internvl_chat.data.plan.sizes import Sizes, SizesOfSome
+from internvl_chat.data.plan.store import Planner, plan_in_memory
 
-# Packs of this many steps are sorted by cost together.
-_STEPS_PER_SORT = 32
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Relative work of a pack: ``token * tokens + tile * tiles + square * sum(tokens of each sample squared)``."""
-
-    token: float = 1.0
-    tile: float = 0.0
-    square: float = 0.0
+# Beyond so many planned samples the length of a run in epochs is estimated.
+_EXACT_SAMPLES = 4_000_000
+_KEPT_PLANS = 3
 
 
 @dataclass(frozen=True)
-class PlanSettings:
-    """``packs_per_step`` counts packs (packed) or padded batches over all ranks and accumulation steps.
+class Segment:
+    """Steps that a run has done with the same settings."""
 
-    Packed: ``max_tokens`` and ``max_tiles`` are the budgets of a pack. Padded: each holds ``batch_size`` samples.
+    steps: int
+    settings: PlanSettings
+
+    def as_json(self) -> dict[str, Any]:
+        return {"steps": self.steps, "settings": self.settings.as_json()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Segment:
+        """Raises TypeError or KeyError for what ``as_json`` did not write."""
+        return cls(int(values["steps"]), PlanSettings.from_json(values["settings"]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Leg:
+    """``steps`` steps, from step ``first`` of the run on, of a plan of ``planned``, ``begin`` (0..1) into its epoch.
+
+    ``rest``: the entries that are planned, where an epoch had begun with other settings; None: all.
     """
 
-    packed: bool
-    packs_per_step: int
-    seed: int
-    max_tokens: int = 0
-    max_tiles: int = 0
-    batch_size: int = 1
-    by_length: bool = False
-    cost: Cost = field(default_factory=Cost)
+    first: int
+    steps: int
+    planned: int
+    epoch: int
+    begin: float
+    settings: PlanSettings
+    rest: np.ndarray | None
 
-
-@dataclass(frozen=True)
-class EpochPlan:
-    """``entries[starts[p]:starts[p + 1]]`` are the samples of pack p; ``steps`` (S, P) holds pack numbers, -1 = none.
-
-    Within a step packs are sorted by cost, heaviest first.
-    """
-
-    entries: np.ndarray
-    starts: np.ndarray
-    steps: np.ndarray
-
-    def pack(self, number: int) -> np.ndarray:
-        return self.entries[self.starts[number] : self.starts[number + 1]]
-
-
-def plan_epoch(tokens: np.ndarray, tiles: np.ndarray, settings: PlanSettings, epoch: int) -> EpochPlan:
-    """Plan of one epoch: every entry in exactly one pack, every pack in exactly one step."""
-    rng = np.random.default_rng([settings.seed, epoch])
-    order = rng.permutation(len(tokens))
-    if settings.packed:
-        packs = pack_samples(tokens, tiles, order, settings.max_tokens, settings.max_tiles)
-    else:
-        packs = group_samples(tokens, order, settings.batch_size, settings.packs_per_step, settings.by_length)
-    starts = np.cumsum([0, *map(len, packs)]).astype(np.int64)
-    entries = np.concatenate(packs).astype(np.int64)
-    costs = _pack_costs(tokens[entries], tiles[entries], starts, settings.cost)
-    sort = settings.packed or settings.by_length
-    return EpochPlan(entries, starts, _arrange_steps(costs, settings.packs_per_step, rng, sort))
-
-
-def _pack_costs(tokens: np.ndarray, tiles: np.ndarray, starts: np.ndarray, cost: Cost) -> np.ndarray:
-    tokens = tokens.astype(np.float64)
-    work = cost.token * tokens + cost.tile * tiles + cost.square * tokens**2
-    return np.add.reduceat(work, starts[:-1])
-
-
-def _arrange_steps(costs: np.ndarray, per_step: int, rng: np.random.Generator, sort: bool) -> np.ndarray:
-    """Packs of like cost share a step, so that ranks wait little for each other; then the steps are shuffled."""
-    numbers = _sort_in_windows(costs, _STEPS_PER_SORT * per_step, rng) if sort else np.arange(len(costs))
-    steps = -(-len(costs) // per_step)
-    padded = np.full(steps * per_step, -1, np.int64)
-    padded[: len(numbers)] = numbers
-    table = padded.reshape(steps, per_step)
-    if sort:
-        return table[rng.permutation(steps)]
-    by_cost = np.argsort(np.where(table < 0, np.inf, -costs[table]), axis=1, kind="stable")
-    return np.take_along_axis(table, by_cost, axis=1)
-
-
-def _sort_in_windows(costs: np.ndarray, window: int, rng: np.random.Generator) -> np.ndarray:
-    """Pack numbers in random windows, heaviest first in each: like cost side by side, yet each window a fair sample.
-
-    Sorted over the whole epoch, text-only packs would gather in steps of their own.
-    """
-    order = rng.permutation(len(costs))
-    parts = [order[start : start + window] for start in range(0, len(order), window)]
-    return np.concatenate([part[np.argsort(-costs[part], kind="stable")] for part in parts])
+    def part_done(self, steps: int) -> float:
+        """Share (0..1) of its epoch that is done after so many of its steps."""
+        return self.begin + (1 - self.begin) * steps / max(1, self.planned)
 
 
 class Schedule:
-    """All steps of a run, over as many epochs as it takes. Plans are made when first asked for, and kept."""
+    """All steps of a run, over as many epochs as it takes. Plans are made when first asked for.
 
-    def __init__(self, tokens: np.ndarray, tiles: np.ndarray, settings: PlanSettings) -> None:
+    ``done``: what the run did before with other settings, oldest first.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        settings: PlanSettings,
+        done: Sequence[Segment] = (),
+        planner: Planner = plan_in_memory,
+    ) -> None:
         self.settings = settings
-        self._tokens = tokens
-        self._tiles = tiles
-        self._plans: list[EpochPlan] = []
+        self.done = tuple(done)
+        self._sizes = sizes
+        self._planner = planner
+        self._legs: list[_Leg] = []
+        self._plans: dict[int, EpochPlan] = {}  # of the legs used last
 
-    def plan(self, epoch: int) -> EpochPlan:
-        """Plan of an epoch, counted from 0."""
-        while len(self._plans) <= epoch:
-            self._plans.append(plan_epoch(self._tokens, self._tiles, self.settings, len(self._plans)))
-        return self._plans[epoch]
-
-    def describe(self) -> str:
-        """What a step is made of, with the fill of the budgets in the first epoch, for the log."""
-        plan, settings = self.plan(0), self.settings
-        packs = max(1, len(plan.starts) - 1)
-        if not settings.packed:
-            return f"{settings.packs_per_step} x {settings.batch_size} samples"
-        samples = len(plan.entries) / packs
-        fill = [100 * sizes.sum() / packs / most for sizes, most in self._budgets()]
-        return (
-            f"{settings.packs_per_step} packs ({samples:.1f} samples in a pack, {fill[0]:.1f} % of its tokens and "
-            f"{fill[1]:.1f} % of its tiles filled)"
-        )
-
-    def _budgets(self) -> tuple[tuple[np.ndarray, int], tuple[np.ndarray, int]]:
-        return (self._tokens, self.settings.max_tokens), (self._tiles, self.settings.max_tiles)
-
-    def steps_in(self, epochs: float) -> int:
-        """Optimizer steps in that many epochs; a fraction counts a part of the last one, rounded up."""
-        whole = int(epochs)
-        steps = sum(len(self.plan(epoch).steps) for epoch in range(whole))
-        if epochs > whole:
-            part = (epochs - whole) * len(self.plan(whole).steps)
-            steps += int(np.ceil(part - 1e-9 * (1 + part)))  # 1.1 - 1 is more than 0.1
-        return steps
+    def history(self, step: int) -> tuple[Segment, ...]:
+        """What was done after ``step`` steps of the run, for whoever goes on from there."""
+        kept, left = [], step
+        for segment in (*self.done, Segment(step, self.settings)):
+            steps = min(segment.steps, left)
+            if steps:
+                kept.append(Segment(steps, segment.settings))
+            left -= steps
+        return tuple(kept)
 
     def locate(self, step: int) -> tuple[int, int]:
-        """(epoch, step within it) of a step counted from 0 over the whole run."""
-        epoch = 0
-        while step >= len(self.plan(epoch).steps):
-            step -= len(self.plan(epoch).steps)
-            epoch += 1
-        return epoch, step
+        """(epoch, step within its plan) of a step counted from 0 over the whole run."""
+        leg = self._leg(step)
+        return leg.epoch, step - leg.first
 
     def epoch_at(self, step: int) -> float:
         """Epochs completed after ``step`` optimizer steps, as a fraction."""
         if step == 0:
             return 0.0
-        epoch, done = self.locate(step - 1)
-        return epoch + (done + 1) / len(self.plan(epoch).steps)
+        leg = self._leg(step - 1)
+        return leg.epoch + leg.part_done(step - leg.first)
 
-    def packs(self, step: int, share: int, shares: int) -> tuple[int, list[np.ndarray]]:
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch is complete after ``step`` optimizer steps."""
+        if step == 0:
+            return False
+        leg = self._leg(step - 1)
+        return step - leg.first == leg.planned
+
+    def about_epochs(self, step: int, samples: int = _EXACT_SAMPLES) -> float:
+        """``epoch_at``, estimated from the epochs so far once ``samples`` have been planned for it."""
+        while not self._legs or (
+            step > self._legs[-1].first + self._legs[-1].steps and len(self._sizes) * len(self._legs) < samples
+        ):
+            self._leg_number(len(self._legs))
+        last = self._legs[-1]
+        known = last.first + last.steps
+        if step <= known:
+            return self.epoch_at(step)
+        return self.epoch_at(known) + (step - known) / last.planned * (1 - last.begin)
+
+    def steps_in(self, epochs: float) -> int:
+        """Optimizer steps in that many epochs from the run's start; a fraction counts part of the last, rounded up."""
+        number, steps = 0, 0
+        while True:
+            leg = self._leg_number(number)
+            end = leg.epoch + leg.part_done(leg.steps)
+            if end >= epochs or leg.epoch >= epochs:
+                break
+            number, steps = number + 1, leg.first + leg.steps
+        share = (epochs - leg.epoch - leg.begin) / (1 - leg.begin)
+        part = max(0.0, share) * leg.planned
+        return steps + int(np.ceil(part - 1e-9 * (1 + part)))  # 1.1 - 1 is more than 0.1
+
+    def packs(self, step: int, share: int, shares: int, ranks: int | None = None) -> tuple[int, list[np.ndarray]]:
         """(epoch, packs) of one of ``shares`` equal parts of a step: part ``micro * ranks + rank`` belongs to a rank.
 
-        Packs are dealt heaviest first to each part in turn, forth and back, so that parts weigh alike.
+        ``ranks`` None: as many as parts. Each pack is an array of entries. Raises ValueError if the packs of a step
+        cannot be dealt to so many parts.
         """
+        ranks = ranks or shares
         epoch, local = self.locate(step)
-        plan = self.plan(epoch)
-        row = plan.steps[local]
-        if len(row) % shares:
-            raise ValueError(f"{len(row)} packs per step cannot be dealt to {shares} parts")
-        dealt = row.reshape(-1, shares)
-        chosen = [dealt[turn, share if turn % 2 == 0 else shares - 1 - share] for turn in range(len(dealt))]
-        return epoch, [plan.pack(int(number)) for number in chosen if number >= 0]
+        plan = self.plan_at(step)
+        chosen = parts_of_step(plan.steps[local], ranks, shares // ranks)[share // ranks, share % ranks]
+        return epoch, [np.asarray(plan.pack(int(number))) for number in chosen if number >= 0]
+
+    def idle_share(self, step: int, ranks: int, accumulation: int, each_micro_batch: bool = False) -> float:
+        """Share (0..1) of the ranks' time that a step spends waiting, by the plan's costs; see ``cost.idle_share``."""
+        plan = self.plan_at(step)
+        row = plan.steps[self.locate(step)[1]]
+        costs = np.where(row < 0, 0.0, plan.costs[row])
+        return idle_share(costs[None], ranks, accumulation, each_micro_batch)
+
+    def plan_at(self, step: int) -> EpochPlan:
+        """The plan that a step belongs to."""
+        return self._plan_of(self._legs.index(self._leg(step)))
+
+    def describe(self) -> str:
+        """What a step is made of, with the fill of the budgets in the plan that comes first, for the log."""
+        step, settings = sum(segment.steps for segment in self.done), self.settings
+        plan, (epoch, _) = self.plan_at(step), self.locate(step)
+        packs = max(1, len(plan.starts) - 1)
+        if not settings.packed:
+            return f"{settings.packs_per_step} x {settings.batch_size} samples"
+        tokens, tiles = total_sizes(self._sizes, np.asarray(plan.entries), epoch)
+        return (
+            f"{settings.packs_per_step} packs ({len(plan.entries) / packs:.1f} samples in a pack, "
+            f"{100 * tokens / packs / settings.max_tokens:.1f} % of its tokens and "
+            f"{100 * tiles / packs / settings.max_tiles:.1f} % of its tiles filled)"
+        )
+
+    def _leg(self, step: int) -> _Leg:
+        number = next((i for i, leg in enumerate(self._legs) if step < leg.first + leg.steps), len(self._legs))
+        while step >= (leg := self._leg_number(number)).first + leg.steps:
+            number += 1
+        return leg
+
+    def _leg_number(self, number: int) -> _Leg:
+        while len(self._legs) <= number:
+            self._legs.append(self._next_leg())
+        return self._legs[number]
+
+    def _next_leg(self) -> _Leg:
+        number, before = len(self._legs), self._legs[-1] if self._legs else None
+        first = before.first + before.steps if before else 0
+        settings, end = self._settings_at(first)
+        epoch, begin, rest = before.epoch + 1 if before else 0, 0.0, None
+        if before is not None and before.steps < before.planned:
+            epoch, begin = before.epoch, before.part_done(before.steps)
+            rest = self._entries_left(number - 1)
+        leg = _Leg(first, 0, 0, epoch, begin, settings, rest)
+        planned = len(self._make(leg, number).steps)
+        return replace(leg, steps=min(planned, end - first), planned=planned)
+
+    def _plan_of(self, number: int) -> EpochPlan:
+        plan = self._plans.get(number)
+        return self._make(self._legs[number], number) if plan is None else plan
+
+    def _make(self, leg: _Leg, number: int) -> EpochPlan:
+        """The plan of a leg; the last few are kept. (Each that is on disk keeps files open.)"""
+        if leg.rest is None:
+            plan = self._planner(self._sizes, leg.settings, leg.epoch, "")
+        else:
+            name = f"rest {len(leg.rest)} {zlib.crc32(leg.rest.tobytes())}"
+            part = self._planner(SizesOfSome(self._sizes, leg.rest), leg.settings, leg.epoch, name)
+            plan = EpochPlan(leg.rest[part.entries], part.starts, part.steps, part.costs)
+        self._plans[number] = plan
+        while len(self._plans) > _KEPT_PLANS:
+            self._plans.pop(next(iter(self._plans)))
+        return plan
+
+    def _entries_left(self, number: int) -> np.ndarray:
+        """What a leg has left of its epoch, sorted."""
+        leg, plan = self._legs[number], self._plan_of(number)
+        numbers = plan.steps[leg.steps :].ravel()
+        packs = [plan.pack(int(number)) for number in numbers if number >= 0]
+        return np.sort(np.concatenate(packs))
+
+    def _settings_at(self, step: int) -> tuple[PlanSettings, int]:
+        """Settings of a step, and the first step that has others."""
+        end = 0
+        for segment in self.done:
+            end += segment.steps
+            if step < end:
+                return segment.settings, end
+        return self.settings, 2**62
+
+
+def total_sizes(sizes: Sizes, entries: np.ndarray, epoch: int, piece: int = 2**20) -> tuple[int, int]:
+    """Tokens and tiles of some entries together."""
+    pieces = [sizes.take(entries[start : start + piece], epoch) for start in range(0, len(entries), piece)]
+    return sum(int(tokens.sum()) for tokens, _ in pieces), sum(int(tiles.sum()) for _, tiles in pieces)
