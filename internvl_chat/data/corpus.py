@@ -27,6 +27,8 @@ from internvl_chat.log import get_logger
 log = get_logger(__name__)
 
 Split = Literal["train", "eval"]
+# Number of the data set, line, visit: one sample to load.
+Due = tuple[int, int, int]
 _SIZES = ("tokens", "tiles", "supervised")
 # Lines whose sizes are read at a time.
 _PIECE = 2**20
@@ -115,6 +117,10 @@ class Corpus:
             own = dataset == number
             line[own], visit[own] = self.shares[number].locate(entries[own] - self.starts[number], epoch)
         return Places(dataset, line, visit)
+
+    def due(self, entries: np.ndarray, epoch: int) -> tuple[Due, ...]:
+        """The same as plain numbers, for whoever loads them."""
+        return tuple(zip(*(column.tolist() for column in self.places(entries, epoch)), strict=True))
 
     def column(self, name: str, entries: np.ndarray | None = None, epoch: int = 0) -> np.ndarray:
         """``tokens``, ``tiles`` or ``supervised`` of some entries (N,), or of all, int64 (N,)."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from internvl_chat.data.batch import Batch, pack_batch, pad_batch
-from internvl_chat.data.corpus import Corpus, Reader
+from internvl_chat.data.corpus import Corpus, Due, Reader
 from internvl_chat.data.faults import Fault
 from internvl_chat.data.plan.schedule import Schedule
-
-# Number of the data set, line, visit: one sample that is due.
-Due = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -83,15 +82,23 @@ class MicroBatches(Sampler[tuple[Due, ...]]):
         step, micro = divmod(item, place.accumulation)
         share, shares = micro * place.world_size + place.rank, place.world_size * place.accumulation
         epoch, packs = self.schedule.packs(self.first_step + step, share, shares, place.world_size)
-        return tuple(
-            due for pack in packs for due in zip(*(c.tolist() for c in self.corpus.places(pack, epoch)), strict=True)
-        )
+        return self.corpus.due(np.concatenate(packs) if packs else np.empty(0, np.int64), epoch)
 
     def __getitem__(self, item: int) -> Batch:
         return self.reader[self.due(item)]
 
 
-def make_loader(batches: MicroBatches, num_workers: int, pin_memory: bool, prefetch: int | None = None) -> DataLoader:
+class Batches(Protocol):
+    """Micro-batches in order: iterating gives what is due, ``reader`` loads it."""
+
+    reader: BatchReader
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Due, ...]]: ...
+
+
+def make_loader(batches: Batches, num_workers: int, pin_memory: bool, prefetch: int | None = None) -> DataLoader:
     """DataLoader that yields the batches in order. Its own generator keeps the global random state untouched."""
     return DataLoader(
         batches.reader,

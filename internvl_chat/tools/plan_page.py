@@ -43,8 +43,7 @@ def _sections(found: Outlook) -> list[str]:
     samples = histogram(found.tokens, "tokens of a sample") + histogram(found.tiles, "tiles of a sample")
     plural = "packs" if numbers.settings.packed else "batches"
     packs = "".join(
-        # The bars of that function count samples.
-        histogram(values, f"{name} of a {noun}").replace(" samples</title>", f" {plural}</title>")
+        histogram(values, f"{name} of a {noun}", plural)
         for name, values in (("samples", numbers.samples), ("tokens", numbers.tokens), ("tiles", numbers.tiles))
     )
     lost = "".join(_paragraph("note", line) for line in left_out_lines(found))

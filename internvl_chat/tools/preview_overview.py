@@ -154,8 +154,8 @@ def bins(values: np.ndarray, most: int = _BARS) -> tuple[list[int], int, int]:
     return [int(count) for count in counts], low, width
 
 
-def histogram(values: np.ndarray, name: str) -> str:
-    """SVG of how often each size occurs."""
+def histogram(values: np.ndarray, name: str, of: str = "samples") -> str:
+    """SVG of how often each size occurs; ``of``: what has these sizes."""
     if not len(values):
         return f'<p class="none">{escape(name)}: none</p>'
     counts, low, width = bins(values)
@@ -172,7 +172,7 @@ def histogram(values: np.ndarray, name: str) -> str:
         start = low + place * width
         span = f"{start}" if width == 1 else f"{start} to {start + width - 1}"
         at = f'x="{_LEFT + place * step + step * 0.06:.2f}" y="{base - tall:.2f}" width="{step * 0.88:.2f}"'
-        parts.append(f'<rect class="bar" {at} height="{tall:.2f}"><title>{span}: {count} samples</title></rect>')
+        parts.append(f'<rect class="bar" {at} height="{tall:.2f}"><title>{span}: {count} {of}</title></rect>')
     for value in _whole(ticks(low, high - 1, 5)):
         x = _LEFT + inner * (value + 0.5 * (width == 1) - low) / (high - low)
         parts.append(f'<text class="tick" x="{x:.1f}" y="{base + 16}" text-anchor="middle">{number(value)}</text>')

@@ -195,17 +195,17 @@ def _fit_stage(universal: Path) -> None:
     import deepspeed
 
     path = universal / "zero" / "optimizer_state.pt"
-    state = torch.load(path, map_location="cpu", weights_only=False)
+    state = _load_state(path)
     groups = state["param_groups"]
     parameters = sorted({file.parent for file in universal.glob("zero/**/exp_avg.pt")})
     base = state.get("optimizer_state_dict")
     steps = parameters[0] / "step.pt"
-    step = torch.load(steps, weights_only=False) if base is None else base["state"][0]["step"]
+    step = torch.load(steps, weights_only=True) if base is None else base["state"][0]["step"]
     for parameter in parameters:
         if not (parameter / "step.pt").exists():
             torch.save(step, parameter / "step.pt")
         for key in ("fp32", "exp_avg", "exp_avg_sq"):
-            tensor = torch.load(parameter / f"{key}.pt", weights_only=False)
+            tensor = torch.load(parameter / f"{key}.pt", weights_only=True)
             if not isinstance(tensor, dict):
                 torch.save({"param": tensor}, parameter / f"{key}.pt")
     kept = {key: value for key, value in state.items() if key not in ("optimizer_state_dict", "fp32_flat_groups")}
@@ -216,6 +216,12 @@ def _fit_stage(universal: Path) -> None:
         one.replace(three)
     else:
         three.replace(one)
+
+
+def _load_state(path: Path) -> dict[str, Any]:
+    """DeepSpeed's own file, made by its converter a moment ago: it holds objects, and DeepSpeed reads it so, too."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
+    return state
 
 
 def remove_universal(checkpoint: Path) -> None:
@@ -248,7 +254,7 @@ class Settle(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         path = self._checkpoint / self._name / "zero" / "optimizer_state.pt"
-        groups = torch.load(path, map_location="cpu", weights_only=False)["param_groups"]
+        groups = _load_state(path)["param_groups"]
         optimizer = _innermost(kwargs["optimizer"])
         for group, saved in zip(optimizer.param_groups, groups, strict=True):
             group.update({key: value for key, value in saved.items() if key != "params"})

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Sampler
 
-from internvl_chat.data.batch import Batch, pack_batch, pad_batch
-from internvl_chat.data.corpus import Corpus
-from internvl_chat.data.faults import Fault, FaultRecord, Ledger
-from internvl_chat.data.plan.pack import pack_samples
+from internvl_chat.data.batch import Batch
+from internvl_chat.data.corpus import Corpus, Due
+from internvl_chat.data.faults import FaultRecord, Ledger
+from internvl_chat.data.loader import BatchReader, make_loader
+from internvl_chat.data.plan.group import group_samples
+from internvl_chat.data.plan.pack import Budgets, pack_samples
 from internvl_chat.errors import DataError
 from internvl_chat.log import get_logger
 from internvl_chat.model.loss import token_weights
@@ -68,29 +70,15 @@ def plan_batches(corpus: Corpus, settings: EvalSettings) -> list[np.ndarray]:
             starts = range(0, len(packs), settings.batch_size)
             batches += [np.concatenate(packs[start : start + settings.batch_size]) for start in starts]
         else:
-            batches += _group(tokens, tiles, entries[np.argsort(-tokens[entries], kind="stable")], settings)
+            budgets = Budgets(settings.max_tokens, settings.max_tiles)
+            groups = group_samples(tokens[entries], tiles[entries], settings.batch_size, budgets, window=len(entries))
+            batches += [entries[group] for group in groups]
     # Batches that the ranks work on at the same time weigh alike.
     return sorted(batches, key=lambda entries: -int(tokens[entries].sum()))
 
 
-def _group(tokens: np.ndarray, tiles: np.ndarray, order: np.ndarray, settings: EvalSettings) -> list[np.ndarray]:
-    """Rows of like length, longest first, as many as fit side by side with their padding."""
-    groups: list[list[int]] = []
-    for entry in order.tolist():
-        group = [*groups[-1], entry] if groups else []
-        if (
-            0 < len(group) <= settings.batch_size
-            and len(group) * int(tokens[group[0]]) <= settings.max_tokens
-            and int(tiles[group].sum()) <= settings.max_tiles
-        ):
-            groups[-1] = group
-        else:
-            groups.append([entry])
-    return [np.array(group, np.int64) for group in groups]
-
-
-class EvalBatches(Dataset[Batch]):
-    """Map-style: item ``i`` is one rank's part of round ``i``. Every rank has as many: what is missing is empty.
+class EvalBatches(Sampler[tuple[Due, ...]]):
+    """One rank's micro-batches: ``i`` is its part of round ``i``. Every rank has as many: what is missing is empty.
 
     Samples are those of epoch 0 at every evaluation: the same frames of a video each time.
     """
@@ -98,13 +86,16 @@ class EvalBatches(Dataset[Batch]):
     def __init__(self, corpus: Corpus, settings: EvalSettings, pad_id: int, rank: int, world_size: int) -> None:
         self.corpus = corpus
         self.settings = settings
-        self.pad_id = pad_id
         self.rank = rank
         self.world_size = world_size
+        self.reader = BatchReader(corpus.reader, settings.packed, pad_id)
         self._plan = plan_batches(corpus, settings)
 
     def __len__(self) -> int:
         return -(-len(self._plan) // self.world_size)
+
+    def __iter__(self) -> Iterator[tuple[Due, ...]]:
+        return (self.corpus.due(self.entries(item), 0) for item in range(len(self)))
 
     def entries(self, item: int) -> np.ndarray:
         """int64 (E,): what this rank loads in a round; empty when there is nothing left for it."""
@@ -114,20 +105,7 @@ class EvalBatches(Dataset[Batch]):
     def dataset(self, item: int) -> int:
         """Number of the data set of a batch; 0 for an empty one, which counts nowhere."""
         entries = self.entries(item)
-        return int(np.searchsorted(self.corpus.starts, entries[0], side="right")) - 1 if len(entries) else 0
-
-    def __getitem__(self, item: int) -> Batch:
-        if not 0 <= item < len(self):
-            raise IndexError(item)
-        samples, faults = [], []
-        for entry in self.entries(item).tolist():
-            try:
-                samples.append(self.corpus.load(entry, 0))
-            except Fault as fault:
-                faults.append(self.corpus.record_of(fault, entry, 0))
-        if self.settings.packed:
-            return pack_batch(samples, faults)
-        return pad_batch(samples, self.pad_id, faults)
+        return int(self.corpus.places(entries[:1]).dataset[0]) if len(entries) else 0
 
 
 class Validator:
@@ -188,18 +166,9 @@ class Validator:
         }
 
     def _loader(self) -> DataLoader:
-        """In order; its own generator keeps the random state of the training untouched."""
         settings = self.batches.settings
         workers = min(settings.workers, len(self.batches))
-        return DataLoader(
-            self.batches,
-            batch_size=None,
-            num_workers=workers,
-            pin_memory=settings.pin_memory,
-            prefetch_factor=settings.prefetch if workers else None,
-            multiprocessing_context="fork" if workers else None,
-            generator=torch.Generator().manual_seed(0),
-        )
+        return make_loader(self.batches, workers, settings.pin_memory, settings.prefetch)
 
     def _note_faults(self, faults: Sequence[FaultRecord]) -> None:
         """Into the ledger what is not there yet, the first also into the log."""

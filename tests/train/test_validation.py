@@ -266,6 +266,7 @@ def test_every_line_once_and_every_rank_as_often(packed: bool, ranks: int) -> No
         starts = np.array([0, 50, 50, 57, 58])
         take = staticmethod(lambda entries, epoch: (tokens[entries], tiles[entries]))
         __len__ = staticmethod(lambda: 58)
+        reader = None
 
     corpus: Any = Sizes()
     chosen = settings(packed=packed, batch_size=2)
