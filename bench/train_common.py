@@ -1,7 +1,7 @@
-"""What the two benchmarks of training share: lengths, steps of micro-batches, transformers' own model of the same weights.
+"""What the benchmarks of training share: lengths, steps of micro-batches, transformers' own model of the same weights.
 
-A step is a list of micro-batches and one denominator for all of them, here as there: the loss of a step is the mean over
-its supervised tokens however it is cut, so that losses and gradients can be compared.
+A step is a list of micro-batches and one denominator for all of them, here as there: the loss of a step is the mean
+over its supervised tokens however it is cut, so that losses and gradients can be compared.
 """
 
 from __future__ import annotations
@@ -103,9 +103,7 @@ class Ours:
 
     def _micro_batch(self, batch: Batch) -> MicroBatch:
         names = sorted({address.dataset for address in batch.addresses})
-        return make_micro_batch(
-            batch, "token", names, self.config.img_context_token_id, self.config.num_image_token
-        )
+        return make_micro_batch(batch, "token", names, self.config.img_context_token_id, self.config.num_image_token)
 
 
 class Theirs:
@@ -156,9 +154,7 @@ def hf_twin(model: InternVLChatModel) -> Any:
 
     config = to_hf_config(model.config)
     with torch.device(model.device):
-        twin: Any = InternVLForConditionalGeneration._from_config(
-            config, dtype=model.dtype, attn_implementation="sdpa"
-        )
+        twin: Any = InternVLForConditionalGeneration._from_config(config, dtype=model.dtype, attn_implementation="sdpa")
     missing, unexpected = twin.load_state_dict(hf_names(model.state_dict()), strict=False)
     assert not unexpected and set(missing) <= set(twin.all_tied_weights_keys), (missing, unexpected)
     twin.tie_weights()

@@ -37,6 +37,7 @@ LATE = {"deepspeed", "decord", "av", "fsspec", "aiohttp", "s3fs", "pyarrow", "ya
 LATE |= {"gradio", "fastapi", "uvicorn", "petrel_client", "apex"}
 MAY_PRINT = ("cli.py", "tools/", "infer/command.py")
 ENTRY_POINTS = ("__main__.py", "train/__main__.py")
+SEEDED = ("default_rng", "Generator", "SeedSequence")
 RANDOM_FUNCTIONS = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "manual_seed", "seed"}
 
 
@@ -177,7 +178,7 @@ def test_the_data_layer_draws_from_its_own_generators_only(path: Path) -> None:
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Attribute):
             name = ast.unparse(node)
-            drawn = name.startswith(("np.random.", "numpy.random.")) and node.attr not in ("default_rng", "Generator")
+            drawn = name.startswith(("np.random.", "numpy.random.")) and node.attr not in SEEDED
             drawn |= name in {f"torch.{function}" for function in RANDOM_FUNCTIONS}
             assert not drawn, f"{name_of(path)}:{node.lineno}: {name} is global state"
 

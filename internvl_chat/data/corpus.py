@@ -302,7 +302,7 @@ def _report(
     tokens, tiles, supervised = (int(index.table[name].sum(dtype=np.int64, where=chosen)) for name in _SIZES)
     cut = _count(index.table["code"][chosen], Cut)
     held_out = int(usable.sum()) - int(chosen.sum())
-    notes = [f"{held_out} lines held out"] if held_out else []
+    notes = [f"{held_out} lines {'held out' if split == 'train' else 'for training'}"] if held_out else []
     notes += [f"{count} lines cut to fit ({name})" for name, count in cut.items()]
     notes += [f"{len(usable) - int(usable.sum())} lines left out"] if not usable.all() else []
     often = f"weight {spec.weight:g}" if spec.weight is not None else f"x {spec.repeat_time:g}"

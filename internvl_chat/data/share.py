@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -35,9 +36,12 @@ class Lines:
         """Lines at ``places`` (N,) among these, int64 (N,)."""
         if not self.others:
             return self.numbers[places].astype(np.int64)
-        # The line at place k is k plus the left-out ones before it; the j-th of these has number - j good ones before.
-        before = self.numbers.astype(np.int64) - np.arange(len(self.numbers))
-        return places + np.searchsorted(before, places, side="right")
+        return places + np.searchsorted(self._good_before, places, side="right")
+
+    @cached_property
+    def _good_before(self) -> np.ndarray:
+        """How many good lines come before each of those left out; line k of the good is k plus the left-out before."""
+        return self.numbers.astype(np.int64) - np.arange(len(self.numbers))
 
     def before(self, line: int) -> int:
         """How many of these lines have a smaller number than ``line``."""
@@ -74,8 +78,5 @@ class Share:
             visits, places = np.divmod(numbers, max(1, len(self.lines)))
             return self.lines.take(places), visits + epoch * rounds
         visits, places = np.divmod(numbers + epoch * self.count, len(self.lines))
-        for visit in np.unique(visits).tolist():
-            chosen = visits == visit
-            key = (zlib.crc32(self.name.encode()), visit)
-            places[chosen] = shuffled(places[chosen], len(self.lines), key)
+        places = shuffled(places, len(self.lines), (zlib.crc32(self.name.encode()),), rounds=visits)
         return self.lines.take(places), visits

@@ -204,7 +204,7 @@ def _visits_to_broken(corpus: Corpus, surveys: Mapping[str, Survey]) -> int:
 def _epoch(view: View, corpus: Corpus) -> Epoch:
     from internvl_chat.train.setup import build_schedule
 
-    schedule = build_schedule(corpus, view.config, view.data, view.train)
+    schedule = build_schedule(corpus, view.config, view.data, view.train, trains=view.trains)
     tokens, tiles, supervised = (int(corpus.column(name).sum()) for name in ("tokens", "tiles", "supervised"))
     of = {share.name: share.count for share in corpus.shares}
     return Epoch(len(corpus), tokens, tiles, supervised, schedule.steps_in(1), schedule.describe(), of)

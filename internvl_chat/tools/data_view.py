@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from internvl_chat.data.manifest import DatasetSpec
     from internvl_chat.data.sample import SampleMaker
     from internvl_chat.model.config import InternVLChatConfig
+    from internvl_chat.model.flops import Trains
 
 log = get_logger(__name__)
 
@@ -44,6 +45,7 @@ class View:
     tokenizer: Any
     data: DataArguments
     train: TrainArguments
+    trains: Trains
     index_dir: Path
     workers: int
 
@@ -110,7 +112,7 @@ def read_view(meta: str, flags: Sequence[str]) -> View:
     from internvl_chat.model.parts import check_image_size
     from internvl_chat.model.tokenizer import load_tokenizer
     from internvl_chat.train.setup import build_maker, cores, index_folder
-    from internvl_chat.train.source import checkpoint_overrides
+    from internvl_chat.train.source import checkpoint_overrides, tuning_of, what_trains
 
     setup_logging()
     library_logging.set_verbosity_warning()
@@ -122,7 +124,8 @@ def read_view(meta: str, flags: Sequence[str]) -> View:
     tokenizer = load_tokenizer(folder)
     maker = build_maker(specs, config, tokenizer, data, train.seed)
     workers = data.index_workers or cores()
-    return View(Path(meta), tuple(specs), maker, config, tokenizer, data, train, index_folder(data), workers)
+    trains = what_trains(config, model, tuning_of(model))
+    return View(Path(meta), tuple(specs), maker, config, tokenizer, data, train, trains, index_folder(data), workers)
 
 
 def _read_flags(meta: str, flags: Sequence[str]) -> tuple[Any, DataArguments, TrainArguments]:

@@ -139,8 +139,11 @@ def _write(name: str, text: str, say: bool) -> None:
     if name == "-":
         print(text, end="")
         return
-    Path(name).parent.mkdir(parents=True, exist_ok=True)
-    Path(name).write_text(text, encoding="utf-8", errors="backslashreplace")
+    try:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ConfigError(f"{name} cannot be written: {error.strerror}; name another file") from error
     if say:
         print(f"wrote {name}")
 
@@ -180,10 +183,11 @@ def _outlook(view: View, corpus: Corpus, world: int) -> Outlook:
     from internvl_chat.data.plan.epoch import plan_epoch
     from internvl_chat.data.plan.report import all_sizes, numbers_of, rank_counts, shape_of, shape_settings
     from internvl_chat.tools.plan_budgets import try_pairs
-    from internvl_chat.train.setup import plan_settings
+    from internvl_chat.train.setup import pack_cost, plan_settings
 
     accumulation = view.train.gradient_accumulation_steps
-    settings = plan_settings(view.config, view.data, view.train, world * accumulation)
+    cost = pack_cost(view.config, view.trains, corpus.supervised_share)
+    settings = plan_settings(view.config, view.data, view.train, world * accumulation, cost)
 
     def numbers(wanted: PlanSettings) -> PlanNumbers:
         return numbers_of(plan_epoch(corpus, wanted, 0, view.workers), corpus, wanted)

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from internvl_chat.data.plan.schedule import Schedule
 from internvl_chat.log import get_logger
@@ -38,6 +38,15 @@ class EvaluationTimes(TrainerCallback):
         if args.eval_steps is not None:  # a resumed run would go on with the number in its checkpoint
             share = args.eval_steps < 1
             state.eval_steps = math.ceil(state.max_steps * args.eval_steps) if share else int(args.eval_steps)
+        if (
+            args.load_best_model_at_end
+            and args.save_strategy == SaveStrategy.STEPS
+            and state.save_steps > state.max_steps
+        ):
+            log.warning(
+                "--save_steps %d of %d steps: only the last step is saved, so it is the best; lower --save_steps",
+                state.save_steps, state.max_steps,
+            )  # fmt: skip
         if state.best_global_step:
             found = dist.decide_on_main(lambda: _find_best(Path(str(args.output_dir)), state))
             state.best_model_checkpoint = found

@@ -65,7 +65,9 @@ def build_validator(
         raise
     except DataError as error:
         where = data.eval_meta_path or data.meta_path
-        raise DataError(f"nothing to evaluate on in {where} (--eval_strategy {args.eval_strategy}): {error}") from error
+        raise DataError(
+            f"nothing to evaluate on in {where} (--eval_strategy {IntervalStrategy(args.eval_strategy).value}): {error}"
+        ) from error
     validator = Validator(
         EvalBatches(corpus, _settings(data, args), pad_id, dist.rank(), dist.world_size()),
         Ledger(_ledger_path(Path(str(args.output_dir)), dist.rank())),

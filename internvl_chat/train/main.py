@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
@@ -19,7 +18,7 @@ from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.faults import Ledger, TooManyFaults
 from internvl_chat.data.loader import MicroBatches, Place
 from internvl_chat.log import get_logger, setup_logging
-from internvl_chat.model.flops import Trains, trains_by_flags
+from internvl_chat.model.flops import Trains
 from internvl_chat.model.lora import unwrap
 from internvl_chat.model.tune import Tuning, assert_trainable, describe_layers, format_table, trainable_table
 from internvl_chat.train import dist, elastic, setup, state
@@ -34,6 +33,7 @@ from internvl_chat.train.source import (
     learning_rates,
     run_identity,
     tuning_of,
+    what_trains,
 )
 from internvl_chat.train.trainer import InternVLTrainer
 
@@ -50,12 +50,12 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
     if model_args.model_name_or_path is not None:
         state.check_model_survives(output_dir, Path(model_args.model_name_or_path), not resume)
     source = find_source(model_args, data_args, args, keep=resume is not None)
-    tuning = tuning_of(model_args, source)
+    tuning = tuning_of(model_args, source.new_token_ids)
     rates = learning_rates(model_args)
     identity = run_identity(source, tuning, rates)
     try:
-        trains = _what_trains(source, model_args, tuning)
-        batches = _prepare_data(source, data_args, args, resume[1] if resume else None, trains)
+        trains = what_trains(source.config, model_args, tuning)
+        batches = _prepare_data(source, data_args, args, resume, trains)
         validator = build_validator(source, data_args, args, batches.corpus, batches.pad_id, look_again=not resume)
     except TooManyFaults as error:
         if dist.rank() == 0:
@@ -64,11 +64,7 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
     identity["data"] = setup.data_identity(batches, data_args)
     digest = setup.plan_digest(batches)
     dist.check_agreement("data", digest, "are all pictures and annotations visible on every node?")
-    if resume:
-        state.check_same_run(*resume, setup.data_state(batches, batches.first_step + 1, identity))
-        if batches.first_step == batches.num_steps:
-            log.info("nothing left to train: this run has ended; for more raise %s", setup.length_flag(args))
-    going_on = elastic.prepare(*resume, args) if resume else []
+    going_on = _prepare_resume(*resume, batches, identity, args) if resume else []
 
     set_seed(args.seed)
     model = _prepare_model(source, model_args, args, tuning, trains)
@@ -93,7 +89,7 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
     )
     _add_callbacks(trainer, args, output_dir)
     if resume:
-        _go_on(trainer, resume[1], going_on)
+        _go_on(trainer, *resume, going_on)
     trainer.train(resume_from_checkpoint=str(resume[0]) if resume else None)
     trainer.save_model()
     trainer.save_state()
@@ -114,8 +110,23 @@ def _add_callbacks(trainer: InternVLTrainer, args: TrainArguments, output_dir: P
     trainer.add_callback(ShortLines() if args.disable_tqdm else ShortBar())
 
 
-def _go_on(trainer: InternVLTrainer, saved: state.DataState, callbacks: Sequence[TrainerCallback]) -> None:
+def _prepare_resume(
+    checkpoint: Path, saved: state.DataState, batches: MicroBatches, identity: dict[str, Any], args: TrainArguments
+) -> Sequence[TrainerCallback]:
+    """Whether a run can go on from the checkpoint, and what it needs for that. Raises CheckpointError."""
+    now = setup.data_state(batches, saved.step, identity)
+    state.check_same_run(checkpoint, saved, now, batches.schedule.settings.as_json())
+    if batches.first_step == batches.num_steps:
+        log.info("nothing left to train: this run has ended; for more raise %s", setup.length_flag(args))
+    return elastic.prepare(checkpoint, saved, args)
+
+
+def _go_on(
+    trainer: InternVLTrainer, checkpoint: Path, saved: state.DataState, callbacks: Sequence[TrainerCallback]
+) -> None:
     """What going on from a checkpoint needs, beside what the library loads of it."""
+    if checkpoint.parent.resolve() == Path(str(trainer.args.output_dir)).resolve():
+        trainer.saved_step = saved.step
     trainer.meter.load_state_dict(saved.meter)
     trainer.args.eval_on_start = False  # it was evaluated already
     for callback in callbacks:
@@ -151,11 +162,14 @@ def _prepare_data(
     source: ModelSource,
     data: DataArguments,
     args: TrainArguments,
-    resumed: state.DataState | None,
+    resume: tuple[Path, state.DataState] | None,
     trains: Trains,
 ) -> MicroBatches:
     """Manifest -> index -> plan -> this rank's micro-batches of the whole run, or of what is left of it."""
+    resumed = resume[1] if resume else None
     corpus = setup.build_corpus(source.config, source.tokenizer, data, args.seed, resumed)
+    if resume:
+        state.check_same_data(*resume, corpus.identity)
     schedule = setup.build_schedule(corpus, source.config, data, args, resumed, trains, keep=True)
     with dist.local_crew().first():  # one process of each machine makes the plans, the others find them
         num_steps = args.max_steps if args.max_steps > 0 else schedule.steps_in(args.num_train_epochs)
@@ -180,14 +194,6 @@ def _tidy_output_dir(output_dir: Path, overwrite: bool, batches: MicroBatches, r
         return
     state.clear_old_run(output_dir, overwrite)
     Ledger(output_dir / "faults.jsonl").write(batches.corpus.left_out())
-
-
-def _what_trains(source: ModelSource, model_args: ModelArguments, tuning: Tuning) -> Trains:
-    """What trains, and what is computed twice for it, by the flags: of a vision tower all, if it trains."""
-    trains = trains_by_flags(source.config, tuning, llm_recompute=model_args.grad_checkpoint)
-    vision = trains.vision_embedding or bool(trains.vision_layers) or trains.vision_adapter > 0
-    told = model_args.vision_grad_checkpoint
-    return replace(trains, vision_recompute=vision if told is None else told)
 
 
 def _prepare_model(

@@ -20,7 +20,6 @@ import torch
 from internvl_chat.data.address import Address
 from internvl_chat.errors import ConfigError, DataError
 
-POLICIES = ("stop", "skip")
 # Steps in a row after which a run that skips them ends all the same: it is not the samples then.
 MAX_IN_A_ROW = 20
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from internvl_chat.config.data import DataArguments
 from internvl_chat.config.train import TrainArguments
@@ -21,14 +18,13 @@ from internvl_chat.data.frames import check_method
 from internvl_chat.data.loader import MicroBatches
 from internvl_chat.data.manifest import DatasetSpec, load_manifest
 from internvl_chat.data.plan.cost import Cost
-from internvl_chat.data.plan.epoch import EpochPlan, PlanSettings
+from internvl_chat.data.plan.epoch import PlanSettings
 from internvl_chat.data.plan.schedule import Schedule
-from internvl_chat.data.plan.sizes import Sizes
-from internvl_chat.data.plan.store import Planner, PlanStore, plan_in_memory
+from internvl_chat.data.plan.store import PlanStore, plan_in_memory
 from internvl_chat.data.sample import SampleMaker, VideoSettings, own_encoders
 from internvl_chat.data.tiles import TileSettings
 from internvl_chat.data.tokens import Encoder
-from internvl_chat.errors import ConfigError, DataError
+from internvl_chat.errors import ConfigError
 from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.model.flops import Trains, pack_cost_terms
 from internvl_chat.train import dist
@@ -147,23 +143,8 @@ def build_schedule(
     if done and replace(done[-1].settings, cost=settings.cost) == settings:
         # The weights of the cost may be known better today; the plan goes on as it began.
         settings, done = done[-1].settings, done[:-1]
-    return Schedule(corpus, settings, done, _planner(corpus, index_folder(data)) if keep else plan_in_memory)
-
-
-def _planner(corpus: Corpus, folder: Path) -> Planner:
-    """Makes plans with all cores, or finds them on disk."""
-    store = PlanStore(folder, _digest(corpus.identity), cores())
-
-    def plan(sizes: Sizes, settings: PlanSettings, epoch: int, name: str) -> EpochPlan:
-        try:
-            return store.plan(sizes, settings, epoch, name)
-        except OSError as error:
-            raise DataError(
-                f"the plan of an epoch cannot be kept in {folder} ({error}); --index_dir must be a folder with room to "
-                "write"
-            ) from error
-
-    return plan
+    store = PlanStore(index_folder(data), _digest(corpus.identity), cores(dist.local_crew().size))
+    return Schedule(corpus, settings, done, store.plan if keep else plan_in_memory)
 
 
 def _digest(value: Any) -> str:
@@ -172,9 +153,8 @@ def _digest(value: Any) -> str:
 
 def plan_digest(batches: MicroBatches) -> str:
     """Hash of the data and of the steps to come: what all ranks must agree on."""
-    plan = batches.schedule.plan_at(batches.first_step)
-    arrays = [zlib.crc32(np.ascontiguousarray(array).tobytes()) for array in (plan.steps, plan.starts)]
-    return _digest([batches.corpus.identity, arrays])
+    step = max(0, min(batches.first_step, batches.num_steps - 1))
+    return _digest([batches.corpus.identity, batches.schedule.digest(step)])
 
 
 def data_identity(batches: MicroBatches, data: DataArguments) -> dict[str, Any]:
@@ -193,6 +173,8 @@ def data_state(
     batches: MicroBatches, step: int, model: dict[str, Any], meter: dict[str, Any] | None = None
 ) -> DataState:
     """What a run that is resumed after ``step`` must share with this one, and its counts so far."""
-    history = [segment.as_json() for segment in batches.schedule.history(step)]
+    schedule = batches.schedule
+    history = [segment.as_json() for segment in schedule.history(step)]
+    plan = schedule.digest(step - 1) if step else ""
     world_size = batches.place.world_size
-    return DataState(step, history, batches.corpus.identity, batches.num_steps, world_size, model, meter or {})
+    return DataState(step, history, plan, batches.corpus.identity, batches.num_steps, world_size, model, meter or {})

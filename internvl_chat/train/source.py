@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from internvl_chat.log import get_logger
 from internvl_chat.model.adapter import Origin
 from internvl_chat.model.build import load_config, load_model
 from internvl_chat.model.config import InternVLChatConfig
+from internvl_chat.model.flops import Trains, trains_by_flags
 from internvl_chat.model.hub import find_folder
 from internvl_chat.model.layout import fingerprint
 from internvl_chat.model.lora import LoraOptions
@@ -166,7 +167,7 @@ def run_identity(source: ModelSource, tuning: Tuning, rates: dict[str, float | N
     return {"config": overrides, "trains": asdict(tuning), "learning_rates": dict(rates), **base}
 
 
-def tuning_of(model: ModelArguments, source: ModelSource) -> Tuning:
+def tuning_of(model: ModelArguments, new_token_ids: tuple[int, ...] = ()) -> Tuning:
     """What the flags say about what trains."""
     return Tuning(
         freeze_llm=model.freeze_llm,
@@ -174,7 +175,7 @@ def tuning_of(model: ModelArguments, source: ModelSource) -> Tuning:
         freeze_backbone=model.freeze_backbone,
         unfreeze_vit_layers=model.unfreeze_vit_layers,
         unfreeze_lm_head=model.unfreeze_lm_head,
-        new_token_ids=source.new_token_ids,
+        new_token_ids=new_token_ids,
         lora=LoraOptions(
             llm_rank=model.use_llm_lora,
             vision_rank=model.use_backbone_lora,
@@ -186,6 +187,14 @@ def tuning_of(model: ModelArguments, source: ModelSource) -> Tuning:
             rslora=model.use_rslora,
         ),
     )
+
+
+def what_trains(config: InternVLChatConfig, model: ModelArguments, tuning: Tuning) -> Trains:
+    """What trains, and what is computed twice for it, by the flags: of a vision tower all, if it trains."""
+    trains = trains_by_flags(config, tuning, llm_recompute=model.grad_checkpoint)
+    vision = trains.vision_embedding or bool(trains.vision_layers) or trains.vision_adapter > 0
+    told = model.vision_grad_checkpoint
+    return replace(trains, vision_recompute=vision if told is None else told)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

@@ -34,13 +34,14 @@ _RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 class DataState:
     """All that a run needs to go on: the step, and what plan, schedule and the meaning of the weights depend on.
 
-    ``history``: settings of the plan, and for how many steps; more than one where a run went on with others. ``data``:
-    per data set what its entries depend on. ``model``: settings of the model and of what trains, nested. ``meter``:
-    counts so far. All JSON values.
+    ``history``: settings of the plan, and for how many steps; more than one where a run went on with others. ``plan``:
+    hash of the plan that the last of these steps belong to. ``data``: per data set what its entries depend on.
+    ``model``: settings of the model and of what trains, nested. ``meter``: counts so far. All JSON values.
     """
 
     step: int
     history: list[dict[str, Any]]
+    plan: str
     data: dict[str, dict[str, Any]]
     num_steps: int
     world_size: int
@@ -85,7 +86,9 @@ def read_marker(checkpoint: Path) -> DataState:
         found = DataState(**json.loads((checkpoint / MARKER).read_text(encoding="utf-8")))
         found.segments()
         return found
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not checkpoint.is_dir():
+            raise CheckpointError(f"--resume_from_checkpoint {checkpoint}: there is no such folder") from error
         raise CheckpointError(
             f"{checkpoint} is not a complete checkpoint ({MARKER} is missing): its saving was interrupted, it holds "
             "only a model, or another program wrote it; resume from another, or start from it with --model_name_or_path"
@@ -135,17 +138,28 @@ def _refuse_foreign(output_dir: Path) -> None:
         )
 
 
-def check_same_run(checkpoint: Path, old: DataState, new: DataState) -> None:
-    """Raise CheckpointError unless a run can go on from the checkpoint: the same data, the same model.
-
-    The plan may be another (ranks, accumulation, budgets): what is left of the epoch is planned anew, which is said.
-    """
-    if old.data != new.data:
-        found = "; ".join(_data_differences(old.data, new.data))
+def check_same_data(checkpoint: Path, old: DataState, now: dict[str, dict[str, Any]]) -> None:
+    """Raise CheckpointError unless the data sets are those that the checkpoint has seen, in their order."""
+    if list(old.data.items()) != list(now.items()):
+        found = "; ".join(_data_differences(old.data, now))
         raise CheckpointError(
             f"{checkpoint} cannot be resumed, its data were others: {found}. Restore manifest, annotations, "
             "tokenizer and the flags that decide which lines are used; or start again from its weights with "
             "--model_name_or_path and a new --output_dir"
+        )
+
+
+def check_same_run(checkpoint: Path, old: DataState, new: DataState, settings: dict[str, Any]) -> None:
+    """Raise CheckpointError unless a run can go on from the checkpoint: the same model, and the steps it has done.
+
+    ``new``: the state at the same step as it would be today. ``settings`` of the plan of what comes may be others
+    (ranks, accumulation, budgets), which is said.
+    """
+    if old.plan != new.plan:
+        raise CheckpointError(
+            f"{checkpoint} cannot be resumed: this version of the program makes another plan of the steps that it has "
+            "done, so that samples would be lost or seen twice; go on with the version that wrote it, or start again "
+            "from its weights with --model_name_or_path and a new --output_dir"
         )
     changed = list(_differences(old.model, json.loads(json.dumps(new.model))))
     if changed:
@@ -153,11 +167,11 @@ def check_same_run(checkpoint: Path, old: DataState, new: DataState) -> None:
             f"{checkpoint} cannot go on in another model: {'; '.join(changed)}. Resume with the flags and the base it "
             "was made with, or start a new run (another --output_dir) from the model that it makes"
         )
-    then, now = (state.history[-1]["settings"] for state in (old, new) if state.history)
-    if len(new.history) > len(old.history) or then != now:
+    then = old.history[-1]["settings"]
+    if then != settings:
         log.warning(
             "resuming with another plan (%s): what is left of this epoch is planned anew, every sample of it is still "
-            "seen once; batches are not those of an undisturbed run", "; ".join(_differences(then, now)),
+            "seen once; batches are not those of an undisturbed run", "; ".join(_differences(then, settings)),
         )  # fmt: skip
     for name, what in (("num_steps", "the learning-rate schedule"), ("world_size", "dropout")):
         if getattr(old, name) != getattr(new, name):

@@ -9,6 +9,8 @@ import torch
 
 PHASES = ("data", "forward", "backward", "optimizer", "other")
 _GIB = 2**30
+# Events that may be waiting before the finished ones are added up, also where nothing is ever logged.
+_MOST_EVENTS = 256
 
 
 class PhaseClock:
@@ -45,6 +47,15 @@ class PhaseClock:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         self._events.append((self._phase, event))
+        if len(self._events) > _MOST_EVENTS:
+            self._fold()
+
+    def _fold(self) -> None:
+        """Add up the phases that the device has ended."""
+        while len(self._events) > 1 and self._events[1][1].query():
+            (_, start), (phase, end) = self._events[:2]
+            self._seconds[phase] += start.elapsed_time(end) / 1000
+            del self._events[0]
 
     def skip(self, seconds: float) -> None:
         """So much of the current phase is not to be counted."""
@@ -55,9 +66,7 @@ class PhaseClock:
         self._end()
         if self._cuda:
             self._events[-1][1].synchronize()
-            for (_, start), (phase, end) in zip(self._events, self._events[1:], strict=False):
-                self._seconds[phase] += start.elapsed_time(end) / 1000
-            self._events = self._events[-1:]
+            self._fold()
         seconds = [max(0.0, self._seconds[phase]) for phase in PHASES]
         self._seconds = dict.fromkeys(PHASES, 0.0)
         return seconds

@@ -81,7 +81,7 @@ class InternVLTrainer(Trainer):
             )
         if zero is not None:
             check_deepspeed(zero.config)
-        self._saved_step = -1
+        self.saved_step = -1
         # Old checkpoints are deleted here, after the new one is complete, not by the library before that.
         self._keep_checkpoints, args.save_total_limit = args.save_total_limit, None
         args.max_steps = batches.num_steps
@@ -281,6 +281,8 @@ class InternVLTrainer(Trainer):
         elif "train_loss" in logs and self.meter.steps_skipped:
             self.meter.drain()
             logs = {**logs, "train_loss": self.meter.mean_loss()}
+        # The library's summary takes micro-batches for samples, and counts no FLOPs.
+        logs = {key: value for key, value in logs.items() if key not in ("train_samples_per_second", "total_flos")}
         super().log(logs, start_time)
 
     # -- save ---------------------------------------------------------------------------------------------------------
@@ -316,8 +318,8 @@ class InternVLTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         output_dir = Path(self._get_output_dir(trial))
         checkpoint = output_dir / f"checkpoint-{self.state.global_step}"
-        if self._saved_step == self.state.global_step:
-            return  # the library saves the last step of an epoch strategy twice, and would delete the first for it
+        if self.saved_step == self.state.global_step:
+            return  # the library asks again at the end; what is complete would be deleted to be written again
         if self.is_world_process_zero():
             begin_saving(checkpoint)
         dist.barrier()
@@ -330,7 +332,7 @@ class InternVLTrainer(Trainer):
             if self._keep_checkpoints:
                 best = self.state.best_model_checkpoint
                 keep_newest(output_dir, self._keep_checkpoints, Path(best) if best else None)
-        self._saved_step = self.state.global_step
+        self.saved_step = self.state.global_step
         dist.barrier()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

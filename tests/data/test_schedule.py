@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from internvl_chat.data.plan.cost import Cost, idle_share, parts_of_step
-from internvl_chat.data.plan.epoch import PlanSettings
+from internvl_chat.data.plan.epoch import EpochPlan, PlanSettings
 from internvl_chat.data.plan.schedule import Schedule, Segment
-from internvl_chat.data.plan.sizes import ArraySizes
-from internvl_chat.data.plan.store import PlanStore
+from internvl_chat.data.plan.sizes import ArraySizes, Sizes
+from internvl_chat.data.plan.store import PlanStore, plan_in_memory
 from tests.data.helpers import Case, properties, settings_and_sizes
 
 
@@ -150,35 +153,104 @@ def test_a_change_at_the_end_of_an_epoch_leaves_the_next_one_whole() -> None:
 # -- on disk ------------------------------------------------------------------------------------------------------
 
 
-def test_a_kept_plan_is_the_plan_and_is_not_made_twice(tmp_path: Path) -> None:
+@pytest.fixture
+def large() -> tuple[ArraySizes, PlanSettings]:
     rng = np.random.default_rng(0)
     sizes = ArraySizes(rng.integers(1, 30, 500), rng.integers(0, 7, 500))
-    settings = PlanSettings(True, 4, 3, 100, 20, cost=Cost(1, 20, 0.5))
-    store = PlanStore(tmp_path, "data")
-    kept, made = Schedule(sizes, settings, planner=store.plan), Schedule(sizes, settings)
+    return sizes, PlanSettings(True, 4, 3, 100, 20, cost=Cost(1, 20, 0.5))
+
+
+def store_in(folder: Path, data: str = "data") -> PlanStore:
+    return PlanStore(folder, data, kept_from=1)
+
+
+def plans_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.startswith("plan-"))
+
+
+def test_a_kept_plan_is_the_plan_and_is_not_made_twice(tmp_path: Path, large: tuple[ArraySizes, PlanSettings]) -> None:
+    sizes, settings = large
+    kept, made = Schedule(sizes, settings, planner=store_in(tmp_path).plan), Schedule(sizes, settings)
     for step in range(made.steps_in(2)):
         assert [p.tolist() for p in kept.packs(step, 1, 2)[1]] == [p.tolist() for p in made.packs(step, 1, 2)[1]]
+        assert kept.digest(step) == made.digest(step)
     assert isinstance(kept.plan_at(0).entries, np.memmap)
-    assert len(list(tmp_path.iterdir())) == 2
-    stamps = {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
-    again = PlanStore(tmp_path, "data").plan(sizes, settings, 0, "")
+    assert len(plans_in(tmp_path)) == 2
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    again = store_in(tmp_path).plan(sizes, settings, 0, "")
     assert np.array_equal(again.steps, made.plan_at(0).steps)
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")} == stamps
-    PlanStore(tmp_path, "other data").plan(sizes, settings, 0, "")
-    assert len(list(tmp_path.iterdir())) == 3
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")} == stamps
+    store_in(tmp_path, "other data").plan(sizes, settings, 0, "")
+    assert len(plans_in(tmp_path)) == 3
+    assert all(path.stat().st_mode & 0o055 == 0o055 for path in plans_in(tmp_path)), "others of the machine may read"
 
 
-def test_a_damaged_plan_is_made_anew(tmp_path: Path) -> None:
-    sizes = ArraySizes(np.arange(1, 41), np.zeros(40))
-    settings = PlanSettings(True, 8, 0, 50, 1)
-    plan = PlanStore(tmp_path, "data").plan(sizes, settings, 0, "")
-    expected = plan.entries.tolist()
-    (folder,) = tmp_path.iterdir()
+def test_small_epochs_are_not_written(tmp_path: Path, large: tuple[ArraySizes, PlanSettings]) -> None:
+    assert len(PlanStore(tmp_path, "data").plan(*large, 0, "").entries) == 500
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeroed", "lost"])
+def test_a_damaged_plan_is_made_anew(tmp_path: Path, large: tuple[ArraySizes, PlanSettings], damage: str) -> None:
+    expected = store_in(tmp_path).plan(*large, 0, "").entries.tolist()
+    (folder,) = plans_in(tmp_path)
     for name in ("entries", "steps"):
         file = folder / f"{name}.npy"
-        file.write_bytes(file.read_bytes()[:100])
-        assert PlanStore(tmp_path, "data").plan(sizes, settings, 0, "").entries.tolist() == expected
-    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+        content = file.read_bytes()
+        if damage == "lost":
+            file.unlink()
+        else:
+            file.write_bytes(content[:200] + bytes(len(content) - 200 if damage == "zeroed" else 0))
+        assert store_in(tmp_path).plan(*large, 0, "").entries.tolist() == expected
+    assert plans_in(tmp_path) == [folder]
+
+
+def test_processes_that_want_the_same_plan_at_once_all_get_it(
+    tmp_path: Path, large: tuple[ArraySizes, PlanSettings]
+) -> None:
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(4, context) as pool:
+        jobs = [pool.submit(_plan_many, tmp_path, *large) for _ in range(4)]
+        found = [job.result(timeout=120) for job in jobs]
+    assert found == [_plan_many(tmp_path / "alone", *large)] * 4
+    assert len(plans_in(tmp_path)) == 12
+
+
+def _plan_many(folder: Path, sizes: ArraySizes, settings: PlanSettings) -> list[list[int]]:
+    folder.mkdir(exist_ok=True)
+    return [store_in(folder).plan(sizes, settings, epoch, "").entries.tolist() for epoch in range(12)]
+
+
+@pytest.mark.parametrize("where", ["mkdir", "fallocate"])
+def test_a_folder_without_room_costs_memory_not_the_run(
+    tmp_path: Path, large: tuple[ArraySizes, PlanSettings], where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = tmp_path / "index"
+    if where == "mkdir":
+        folder.write_text("a file")
+    else:
+        monkeypatch.setattr("os.posix_fallocate", full)
+    plan = store_in(folder).plan(*large, 0, "")
+    assert not isinstance(plan.entries, np.memmap)
+    assert sorted(plan.entries.tolist()) == list(range(500))
+    assert where == "mkdir" or plans_in(folder) == []
+
+
+def test_a_long_run_on_few_data_is_estimated_not_planned(large: tuple[ArraySizes, PlanSettings]) -> None:
+    sizes, settings = ArraySizes(np.full(10, 20), np.zeros(10)), large[1]
+    asked: list[int] = []
+
+    def count(sizes: Sizes, settings: PlanSettings, epoch: int, name: str) -> EpochPlan:
+        asked.append(epoch)
+        return plan_in_memory(sizes, settings, epoch, name)
+
+    schedule = Schedule(sizes, settings, planner=count)
+    assert schedule.about_epochs(100_000) == pytest.approx(100_000 / schedule.steps_in(1))
+    assert len(asked) <= 64
+    assert schedule.about_epochs(3) == schedule.epoch_at(3)
 
 
 # -- who does what ------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from internvl_chat import cli
-from internvl_chat.train.state import read_marker
+from internvl_chat.train.state import MARKER, read_marker
 from tests.train.runs import flags, log_of, losses
 
 PACKED = {
@@ -127,3 +127,48 @@ def test_the_last_checkpoint_of_an_epoch_is_written_once(
     words = {**PACKED, "save_strategy": "epoch", "gradient_accumulation_steps": 4}
     assert cli.main(["train", *flags(tiny, mixed_data, tmp_path, **words)]) == 0
     assert len(begun) == len(set(begun)) == 2
+
+
+@pytest.mark.slow
+def test_data_sets_in_another_order_are_refused(
+    tiny: Path, mixed_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Entries are numbered in the manifest's order: in another one samples would be lost and seen twice."""
+    one = json.loads(mixed_data.read_text())
+    ((name, entry),) = one.items()
+    for path, names in (("ab", (name, "again")), ("ba", ("again", name))):
+        (tmp_path / f"{path}.json").write_text(json.dumps(dict.fromkeys(names, entry)))
+    words = {**PACKED, "max_steps": 2, "output_dir": tmp_path / "run"}
+    assert cli.main(["train", *flags(tiny, tmp_path / "ab.json", tmp_path / "run", **words)]) == 0
+    words["max_steps"] = 4
+    assert cli.main(["train", *flags(tiny, tmp_path / "ba.json", tmp_path / "run", **words)]) == 2
+    assert "the data sets stand in another order" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_steps_that_would_be_planned_otherwise_today_are_refused(
+    whole: Path, tiny: Path, mixed_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole / "checkpoint-1", tmp_path / "checkpoint-1")
+    marker = tmp_path / "checkpoint-1" / MARKER
+    state = json.loads(marker.read_text())
+    marker.write_text(json.dumps({**state, "plan": "of another version"}))
+    assert cli.main(["train", *flags(tiny, mixed_data, tmp_path, gradient_accumulation_steps=2, **PACKED)]) == 2
+    assert "this version of the program makes another plan of the steps that it has done" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_is_started_again_leaves_its_last_checkpoint_alone(
+    tiny: Path, mixed_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing it again would begin with deleting it, and a kill just then would leave nothing to go on from."""
+    from internvl_chat.train import trainer
+
+    words = flags(tiny, mixed_data, tmp_path, **{**PACKED, "save_strategy": "epoch", "save_total_limit": 1})
+    assert cli.main(["train", *words]) == 0
+
+    def refuse(folder: Path) -> None:
+        raise AssertionError(f"{folder} is deleted")
+
+    monkeypatch.setattr(trainer, "begin_saving", refuse)
+    assert cli.main(["train", *words]) == 0

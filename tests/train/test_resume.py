@@ -129,7 +129,7 @@ def make_checkpoint(folder: Path, step: int, complete: bool = True) -> Path:
     begin_saving(checkpoint)
     (checkpoint / "model.safetensors").write_bytes(b"weights")
     if complete:
-        finish_saving(checkpoint, DataState(step, [], {}, 100, 1))
+        finish_saving(checkpoint, DataState(step, [], "", {}, 100, 1))
     return checkpoint
 
 

@@ -7,7 +7,9 @@ or 8 x 1 the same packs make the same step.
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -97,10 +99,8 @@ def plan_epoch(
     With ``workers`` processes, and the entries in a memory-mapped file in the folder ``scratch`` if one is given.
     """
     dtype = np.uint32 if len(sizes) < 2**32 else np.int64
-    if scratch is None:
-        entries = np.empty(len(sizes), dtype)
-    else:
-        entries = np.lib.format.open_memmap(scratch / "entries.npy", "w+", dtype, (len(sizes),))
+    count = len(sizes)
+    entries = np.empty(count, dtype) if scratch is None else _file_of(scratch / "entries.npy", dtype, count)
     done = 0
     counts, costs, loose = [], [], []
     for run in _runs(sizes, settings, epoch, workers):
@@ -117,9 +117,8 @@ def plan_epoch(
     all_counts, all_costs = np.concatenate(counts), np.concatenate(costs)
     all_counts, all_costs = _fill_last_step(sizes, settings, epoch, entries, all_counts, all_costs)
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(all_counts)])
-    rng = np.random.default_rng([settings.seed, epoch])
     sort = settings.packed or settings.by_length
-    steps = _arrange_steps(all_costs, settings.packs_per_step, rng, sort)
+    steps = _arrange_steps(all_costs, settings.packs_per_step, (settings.seed, epoch), sort)
     plan = EpochPlan(entries, starts, steps, all_costs)
     return _worst_first(plan, sizes, settings, epoch) if settings.worst_first else plan
 
@@ -216,25 +215,37 @@ def _fill_last_step(
     return np.append(counts[:-giving], run.counts), np.append(costs[:-giving], run.costs)
 
 
-def _arrange_steps(costs: np.ndarray, per_step: int, rng: np.random.Generator, sort: bool) -> np.ndarray:
+def _file_of(path: Path, dtype: type, count: int) -> np.ndarray:
+    """An array in a file. Raises OSError if the disk is full, now and not when it is written to."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, (count,))
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # of a file system that cannot
+                raise
+    return array
+
+
+def _arrange_steps(costs: np.ndarray, per_step: int, key: tuple[int, int], sort: bool) -> np.ndarray:
     """Packs of like cost share a step, so that ranks wait little for each other; then the steps are shuffled."""
-    numbers = _sort_in_windows(costs, _STEPS_PER_SORT * per_step, rng) if sort else np.arange(len(costs))
+    numbers = _sort_in_windows(costs, _STEPS_PER_SORT * per_step, (*key, 1)) if sort else np.arange(len(costs))
     steps = -(-len(costs) // per_step)
     padded = np.full(steps * per_step, -1, np.int32)
     padded[: len(numbers)] = numbers
     table = padded.reshape(steps, per_step)
     if sort:
-        return table[rng.permutation(steps)]
+        return table[shuffled(np.arange(steps), steps, (*key, 2))]
     by_cost = np.argsort(np.where(table < 0, np.inf, -costs[table]), axis=1, kind="stable")
     return np.take_along_axis(table, by_cost, axis=1)
 
 
-def _sort_in_windows(costs: np.ndarray, window: int, rng: np.random.Generator) -> np.ndarray:
+def _sort_in_windows(costs: np.ndarray, window: int, key: tuple[int, ...]) -> np.ndarray:
     """Pack numbers in random windows, heaviest first in each: like cost side by side, yet each window a fair sample.
 
     Sorted over the whole epoch, text-only packs would gather in steps of their own.
     """
-    order = rng.permutation(len(costs))
+    order = shuffled(np.arange(len(costs)), len(costs), key)
     parts = [order[start : start + window] for start in range(0, len(order), window)]
     return np.concatenate([part[np.argsort(-costs[part], kind="stable")] for part in parts])
 

@@ -8,6 +8,7 @@ seen exactly once, however often that happens.
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,8 +20,8 @@ from internvl_chat.data.plan.epoch import EpochPlan, PlanSettings
 from internvl_chat.data.plan.sizes import Sizes, SizesOfSome
 from internvl_chat.data.plan.store import Planner, plan_in_memory
 
-# Beyond so many planned samples the length of a run in epochs is estimated.
-_EXACT_SAMPLES = 4_000_000
+# Beyond so many planned samples or epochs the length of a run in epochs is estimated.
+EXACT_SAMPLES, _EXACT_EPOCHS = 4_000_000, 64
 _KEPT_PLANS = 3
 
 
@@ -79,6 +80,7 @@ class Schedule:
         self._planner = planner
         self._legs: list[_Leg] = []
         self._plans: dict[int, EpochPlan] = {}  # of the legs used last
+        self._digests: dict[int, str] = {}
 
     def history(self, step: int) -> tuple[Segment, ...]:
         """What was done after ``step`` steps of the run, for whoever goes on from there."""
@@ -109,11 +111,10 @@ class Schedule:
         leg = self._leg(step - 1)
         return step - leg.first == leg.planned
 
-    def about_epochs(self, step: int, samples: int = _EXACT_SAMPLES) -> float:
-        """``epoch_at``, estimated from the epochs so far once ``samples`` have been planned for it."""
-        while not self._legs or (
-            step > self._legs[-1].first + self._legs[-1].steps and len(self._sizes) * len(self._legs) < samples
-        ):
+    def about_epochs(self, step: int) -> float:
+        """``epoch_at``, estimated from the epochs so far once many have been planned for it."""
+        most = min(_EXACT_EPOCHS, EXACT_SAMPLES // len(self._sizes))
+        while not self._legs or (step > self._legs[-1].first + self._legs[-1].steps and len(self._legs) < most):
             self._leg_number(len(self._legs))
         last = self._legs[-1]
         known = last.first + last.steps
@@ -155,7 +156,16 @@ class Schedule:
 
     def plan_at(self, step: int) -> EpochPlan:
         """The plan that a step belongs to."""
-        return self._plan_of(self._legs.index(self._leg(step)))
+        return self._plan_of(self._number_of_leg(step))
+
+    def digest(self, step: int) -> str:
+        """Hash of the plan that a step belongs to, to know it again."""
+        number = self._number_of_leg(step)
+        if number not in self._digests:
+            plan = self._plan_of(number)
+            arrays = (plan.entries, plan.starts, plan.steps)
+            self._digests[number] = "-".join(f"{zlib.crc32(np.ascontiguousarray(one).data):08x}" for one in arrays)
+        return self._digests[number]
 
     def describe(self) -> str:
         """What a step is made of, with the fill of the budgets in the plan that comes first, for the log."""
@@ -165,17 +175,23 @@ class Schedule:
         if not settings.packed:
             return f"{settings.packs_per_step} x {settings.batch_size} samples"
         tokens, tiles = total_sizes(self._sizes, np.asarray(plan.entries), epoch)
+        each = f"{len(plan.entries) / packs:.1f} samples in a pack"
+        fill = [
+            100 * have / packs / most for have, most in ((tokens, settings.max_tokens), (tiles, settings.max_tiles))
+        ]
         return (
-            f"{settings.packs_per_step} packs ({len(plan.entries) / packs:.1f} samples in a pack, "
-            f"{100 * tokens / packs / settings.max_tokens:.1f} % of its tokens and "
-            f"{100 * tiles / packs / settings.max_tiles:.1f} % of its tiles filled)"
+            f"{settings.packs_per_step} pack{'s' * (settings.packs_per_step > 1)} ({each}, {fill[0]:.1f} % of its "
+            f"tokens and {fill[1]:.1f} % of its tiles filled)"
         )
 
     def _leg(self, step: int) -> _Leg:
-        number = next((i for i, leg in enumerate(self._legs) if step < leg.first + leg.steps), len(self._legs))
+        return self._legs[self._number_of_leg(step)]
+
+    def _number_of_leg(self, step: int) -> int:
+        number = max(0, bisect_right(self._legs, step, key=lambda leg: leg.first) - 1)
         while step >= (leg := self._leg_number(number)).first + leg.steps:
             number += 1
-        return leg
+        return number
 
     def _leg_number(self, number: int) -> _Leg:
         while len(self._legs) <= number:
@@ -214,9 +230,11 @@ class Schedule:
     def _entries_left(self, number: int) -> np.ndarray:
         """What a leg has left of its epoch, sorted."""
         leg, plan = self._legs[number], self._plan_of(number)
-        numbers = plan.steps[leg.steps :].ravel()
-        packs = [plan.pack(int(number)) for number in numbers if number >= 0]
-        return np.sort(np.concatenate(packs))
+        packs = plan.steps[leg.steps :].ravel()
+        packs = packs[packs >= 0]
+        counts = plan.starts[packs + 1] - plan.starts[packs]
+        places = np.repeat(plan.starts[packs] - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+        return np.sort(plan.entries[places])
 
     def _settings_at(self, step: int) -> tuple[PlanSettings, int]:
         """Settings of a step, and the first step that has others."""

@@ -9,28 +9,30 @@ import numpy as np
 _ROUNDS = 6
 
 
-def shuffled(positions: np.ndarray, count: int, key: Sequence[int]) -> np.ndarray:
+def shuffled(positions: np.ndarray, count: int, key: Sequence[int], rounds: np.ndarray | None = None) -> np.ndarray:
     """The numbers at ``positions`` (N,) of a permutation of ``range(count)`` that ``key`` chooses, int64 (N,).
 
-    A Feistel network (Luby and Rackoff, 1988) over the next power of two; what falls outside the range is sent through
-    it again until it falls inside ("cycle walking", Black and Rogaway, 2002), so that it stays a permutation.
+    With ``rounds`` (N,) each number of it has a permutation of its own. A Feistel network (Luby and Rackoff, 1988) over
+    the next power of two; what falls outside the range is sent through it again until it falls inside ("cycle walking",
+    Black and Rogaway, 2002), so that it stays a permutation. The same in every version of numpy.
     """
-    rng = np.random.default_rng(list(key))
-    round_keys = rng.integers(0, 2**64, _ROUNDS, dtype=np.uint64)
+    seeds = np.random.SeedSequence(list(key))
+    keys = seeds.generate_state(_ROUNDS, np.uint64)
     bits = max(2, (count - 1).bit_length())
-    numbers = _feistel(positions.astype(np.uint64), bits, round_keys)
+    salt = np.zeros(len(positions), np.uint64) if rounds is None else _hash(rounds.astype(np.uint64))
+    numbers = _feistel(positions.astype(np.uint64), bits, keys, salt)
     while len(outside := np.flatnonzero(numbers >= count)):
-        numbers[outside] = _feistel(numbers[outside], bits, round_keys)
+        numbers[outside] = _feistel(numbers[outside], bits, keys, salt[outside])
     return numbers.astype(np.int64)
 
 
-def _feistel(numbers: np.ndarray, bits: int, round_keys: np.ndarray) -> np.ndarray:
-    """``numbers`` (N,) uint64 below ``2**bits`` -> others of that range, one to one."""
+def _feistel(numbers: np.ndarray, bits: int, keys: np.ndarray, salt: np.ndarray) -> np.ndarray:
+    """``numbers`` (N,) uint64 below ``2**bits`` -> others of that range, one to one for each ``salt`` (N,)."""
     low_bits = bits // 2
-    for key in round_keys:
+    for key in keys:
         high_bits = bits - low_bits
         low = numbers & np.uint64((1 << low_bits) - 1)
-        mixed = (numbers >> np.uint64(low_bits)) ^ (_hash(low ^ key) & np.uint64((1 << high_bits) - 1))
+        mixed = (numbers >> np.uint64(low_bits)) ^ (_hash(low ^ key ^ salt) & np.uint64((1 << high_bits) - 1))
         numbers = (low << np.uint64(high_bits)) | mixed
         low_bits = high_bits
     return numbers
