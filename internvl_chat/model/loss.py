@@ -205,7 +205,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         accumulate = torch.promote_types(compute, torch.float32)
         need_hidden, need_weight, need_bias = (need_grad and needed for needed in ctx.needs_input_grad[:3])
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros(weight.shape, dtype=accumulate, device=weight.device) if need_weight else None
+        # As large as the vocabulary: not filled with zeros where the first chunk is written over them.
+        room = torch.empty if len(hidden) else torch.zeros
+        grad_weight = room(weight.shape, dtype=accumulate, device=weight.device) if need_weight else None
         grad_bias = torch.zeros(weight.shape[0], dtype=accumulate, device=weight.device) if need_bias else None
         total = torch.zeros((), dtype=accumulate, device=hidden.device)
         losses = torch.empty(hidden.shape[0], dtype=accumulate, device=hidden.device)
@@ -230,7 +232,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if grad_hidden is not None:
                     grad_hidden[part] = (grad @ matrix).to(hidden.dtype)
                 if grad_weight is not None:
-                    _add_product(grad_weight, grad, inputs)
+                    _add_product(grad_weight, grad, inputs, first=not start)
         stored_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         stored_bias = None if grad_bias is None or bias is None else grad_bias.to(bias.dtype)
         ctx.save_for_backward(grad_hidden, stored_weight, stored_bias)
@@ -244,9 +246,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (*grads, None, None, None, None, None)
 
 
-def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
-    """``into += left.T @ right``, in one go where the dtypes agree."""
+def _add_product(into: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """``into += left.T @ right``, in one go where the dtypes agree; ``first``: nothing is in it yet."""
     if into.dtype == left.dtype:
-        into.addmm_(left.t(), right)
+        into.addmm_(left.t(), right, beta=0 if first else 1)
+    elif first:
+        into.copy_(left.t() @ right)
     else:
         into += left.t() @ right

@@ -277,6 +277,8 @@ def _hints(outlook: Outlook) -> Iterator[str]:
         )
     if outlook.padding and not numbers.settings.by_length:
         random, grouped = outlook.padding["random"], outlook.padding["group_by_length"]
+        if random - grouped < 0.01:
+            return
         yield (
             f"{100 * random:.1f} % of all positions are padding; --group_by_length True makes that "
             f"{100 * grouped:.1f} %, --use_packed_ds True none"
