@@ -108,7 +108,7 @@ def shape_rows(found: Outlook) -> list[Row]:
 def budget_rows(found: Outlook) -> list[Row]:
     """Pairs of budgets."""
     of = "packs of" if found.numbers.settings.packed else "if packed"
-    head = (of, "tokens", "tiles", "packs", "steps", "tokens filled", "tiles filled")
+    head = (of, "tokens", "tiles", "packs needed", "steps", "tokens filled", "tiles filled")
     names = {(True, False): "as given", (False, True): "best", (True, True): "as given, best"}
     return [head] + [
         (

@@ -215,7 +215,7 @@ def save(out: Path, step: int) -> None:
         (checkpoint / name).write_bytes(b"x")
     (checkpoint / "global_step").mkdir()
     (checkpoint / "global_step" / "shard.pt").write_bytes(b"x")
-    finish_saving(checkpoint, DataState(step=step, history=[], data={}, num_steps=9, world_size=1))
+    finish_saving(checkpoint, DataState(step=step, history=[], plan="", data={}, num_steps=9, world_size=1))
     keep_newest(out, 2)
 
 

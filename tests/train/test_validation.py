@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
+from transformers.trainer_utils import SaveStrategy
 
 from internvl_chat import cli
 from internvl_chat.config.data import DataArguments
@@ -408,7 +409,7 @@ def test_the_limit_spares_the_newest_and_the_best(
 
 
 def test_a_best_checkpoint_that_is_gone_is_forgotten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    args: Any = Namespace(output_dir=str(tmp_path), eval_steps=0.25)
+    args: Any = Namespace(output_dir=str(tmp_path), eval_steps=0.25, load_best_model_at_end=False)
     times = EvaluationTimes(Namespace())  # type: ignore[arg-type]
     state: Any = Namespace(
         max_steps=10, eval_steps=7, best_global_step=4, best_model_checkpoint="/elsewhere/checkpoint-4", best_metric=0.1
@@ -421,6 +422,18 @@ def test_a_best_checkpoint_that_is_gone_is_forgotten(tmp_path: Path, caplog: pyt
     state.best_model_checkpoint = "/elsewhere/checkpoint-6"
     times.on_train_begin(args, state, Namespace())  # type: ignore[arg-type]
     assert (state.best_model_checkpoint, state.best_metric, state.best_global_step) == (None, None, None)
+
+
+@pytest.mark.parametrize(("save_steps", "warned"), [(500, True), (10, False), (2, False)])
+def test_a_best_of_one_checkpoint_is_said_before_the_run(
+    save_steps: int, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args: Any = Namespace(eval_steps=2, load_best_model_at_end=True, save_strategy=SaveStrategy.STEPS)
+    state: Any = Namespace(max_steps=10, save_steps=save_steps, best_global_step=None)
+    said: list[str] = []
+    monkeypatch.setattr("internvl_chat.train.best.log.warning", lambda text, *values: said.append(text % values))
+    EvaluationTimes(Namespace()).on_train_begin(args, state, Namespace())  # type: ignore[arg-type]
+    assert [("--save_steps 500 of 10 steps" in text) for text in said] == [True] * warned
 
 
 def test_what_is_not_saved_is_no_candidate_for_the_best() -> None:
