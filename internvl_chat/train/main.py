@@ -26,6 +26,7 @@ from internvl_chat.train.best import EvaluationTimes
 from internvl_chat.train.callbacks import JsonLinesLog, NewSchedule, ShortBar, ShortLines, TrainableText, TrueEpoch
 from internvl_chat.train.finish import finish
 from internvl_chat.train.held_out import build_validator, start_ledger
+from internvl_chat.train.nonfinite import forget_after
 from internvl_chat.train.source import (
     ModelSource,
     build_model,
@@ -191,6 +192,7 @@ def _tidy_output_dir(output_dir: Path, overwrite: bool, batches: MicroBatches, r
     """Remove what is in the way of this run, and list the lines that it leaves out."""
     if resumed:
         state.clear_unfinished(output_dir)
+        forget_after(output_dir, batches.first_step)
         return
     state.clear_old_run(output_dir, overwrite)
     Ledger(output_dir / "faults.jsonl").write(batches.corpus.left_out())

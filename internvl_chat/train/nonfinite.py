@@ -119,3 +119,20 @@ class StepGuard:
 def ledger_path(output_dir: Path, rank: int) -> Path:
     """``nonfinite.jsonl``, of the other ranks ``nonfinite.rankN.jsonl``."""
     return output_dir / (f"nonfinite.rank{rank}.jsonl" if rank else "nonfinite.jsonl")
+
+
+def forget_after(output_dir: Path, step: int) -> None:
+    """Take steps after ``step`` out of the files of all ranks: a run that goes on from there makes them again."""
+    for path in output_dir.glob("nonfinite*.jsonl"):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # half a line

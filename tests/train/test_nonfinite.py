@@ -13,7 +13,15 @@ import torch
 
 from internvl_chat.data.address import Address
 from internvl_chat.errors import ConfigError, DataError
-from internvl_chat.train.nonfinite import MAX_IN_A_ROW, StepGuard, Suspect, check_deepspeed, ledger_path, poison
+from internvl_chat.train.nonfinite import (
+    MAX_IN_A_ROW,
+    StepGuard,
+    Suspect,
+    check_deepspeed,
+    forget_after,
+    ledger_path,
+    poison,
+)
 from tests.train.poisoned import run_poisoned
 from tests.train.runs import flags, log_of
 from tests.train.test_zero import zero_config
@@ -142,6 +150,20 @@ def test_twenty_in_a_row_are_the_end(tmp_path: Path) -> None:
 def test_configurations_that_would_not_look_are_refused(config: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         check_deepspeed(config)
+
+
+def test_steps_that_are_made_again_are_written_once(tmp_path: Path) -> None:
+    suspects = [Suspect([Address("notes", 3)], math.nan)]
+    for rank in range(2):
+        guard = StepGuard("skip", ledger_path(tmp_path, rank), rank)
+        for step in (2, 5, 9):
+            guard.refuse(step, "loss is nan", suspects)
+        with guard.path.open("a") as file:
+            file.write('{"step": 1')  # killed while it was written
+    forget_after(tmp_path, 5)
+    for rank in range(2):
+        lines = ledger_path(tmp_path, rank).read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [2, 5]
 
 
 def test_shipped_configurations_look() -> None:
