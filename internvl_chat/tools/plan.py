@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 # A machine of eight cards.
 WORLD = 8
-# Samples in all epochs of a run up to which each epoch is planned to count its steps; beyond, all are taken alike.
-_MOST_PLANNED = 4_000_000
 # A step that has more places without a pack than this share of them is worth a word.
 _FEW_SAMPLES = 0.02
 
@@ -219,9 +217,9 @@ def _outlook(view: View, corpus: Corpus, world: int) -> Outlook:
 
 
 def _run(view: View, corpus: Corpus, first: PlanNumbers) -> Run:
-    """Later epochs are planned, too, if that takes no longer than a few seconds."""
+    """Later epochs are planned, too, as far as a run itself counts exactly."""
     from internvl_chat.data.plan.epoch import plan_epoch
-    from internvl_chat.data.plan.schedule import Schedule
+    from internvl_chat.data.plan.schedule import EXACT_EPOCHS, EXACT_SAMPLES, Schedule
 
     def planner(sizes: Sizes, settings: PlanSettings, epoch: int, name: str) -> EpochPlan:
         return plan_epoch(sizes, settings, epoch, view.workers) if epoch else first.plan
@@ -229,9 +227,9 @@ def _run(view: View, corpus: Corpus, first: PlanNumbers) -> Run:
     schedule = Schedule(corpus, first.settings, planner=planner)
     max_steps, epochs = view.train.max_steps, view.train.num_train_epochs
     about = max_steps / first.steps if max_steps > 0 else epochs
-    exact = about <= 1 or about * len(corpus) <= _MOST_PLANNED
+    exact = about <= 1 or about * len(corpus) <= EXACT_SAMPLES
     if max_steps > 0:
-        return Run(max_steps, schedule.epoch_at(max_steps) if exact else about, exact)
+        return Run(max_steps, schedule.about_epochs(max_steps), exact and about <= EXACT_EPOCHS)
     return Run(schedule.steps_in(epochs) if exact else round(epochs * first.steps), epochs, exact)
 
 

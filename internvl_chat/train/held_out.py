@@ -17,6 +17,7 @@ from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.corpus import Corpus, held_out_lines, open_corpus
 from internvl_chat.data.faults import FaultRecord, Ledger, TooManyFaults
 from internvl_chat.data.manifest import DatasetSpec, load_manifest
+from internvl_chat.data.plan.pack import NO_LIMIT
 from internvl_chat.data.share import Share
 from internvl_chat.errors import ConfigError, DataError, nearest
 from internvl_chat.log import get_logger
@@ -26,8 +27,6 @@ from internvl_chat.train.source import ModelSource
 from internvl_chat.train.validate import EvalBatches, EvalSettings, Validator
 
 log = get_logger(__name__)
-
-_NO_LIMIT = 2**30
 
 
 def build_validator(
@@ -113,8 +112,8 @@ def _settings(data: DataArguments, args: TrainArguments) -> EvalSettings:
     return EvalSettings(
         packed=data.use_packed_ds,
         batch_size=args.per_device_eval_batch_size,
-        max_tokens=data.max_packed_tokens or _NO_LIMIT,
-        max_tiles=data.num_images_expected or _NO_LIMIT,
+        max_tokens=data.max_packed_tokens or NO_LIMIT,
+        max_tiles=data.num_images_expected or NO_LIMIT,
         loss_reduction=data.loss_reduction,
         max_fault_share=data.max_fault_share,
         workers=args.dataloader_num_workers,

@@ -172,15 +172,13 @@ def _prepare_data(
     if resume:
         state.check_same_data(*resume, corpus.identity)
     schedule = setup.build_schedule(corpus, source.config, data, args, resumed, trains, keep=True)
-    with dist.local_crew().first():  # one process of each machine makes the plans, the others find them
-        num_steps = args.max_steps if args.max_steps > 0 else schedule.steps_in(args.num_train_epochs)
-        first_step = min(resumed.step if resumed else 0, num_steps)
-        epochs, parts = schedule.about_epochs(num_steps), schedule.describe()
+    num_steps = args.max_steps if args.max_steps > 0 else schedule.steps_in(args.num_train_epochs)
+    first_step = min(resumed.step if resumed else 0, num_steps)
     log.info(
         "%d steps of %s, %.2f epochs of %d samples%s",
         num_steps,
-        parts,
-        epochs,
+        schedule.describe(),
+        schedule.about_epochs(num_steps),
         len(corpus),
         f", resuming after step {first_step}" if resumed else "",
     )

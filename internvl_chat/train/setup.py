@@ -143,7 +143,7 @@ def build_schedule(
     if done and replace(done[-1].settings, cost=settings.cost) == settings:
         # The weights of the cost may be known better today; the plan goes on as it began.
         settings, done = done[-1].settings, done[:-1]
-    store = PlanStore(index_folder(data), _digest(corpus.identity), cores(dist.local_crew().size))
+    store = PlanStore(index_folder(data), _digest(corpus.identity), cores())  # one process plans, the others wait
     return Schedule(corpus, settings, done, store.plan if keep else plan_in_memory)
 
 

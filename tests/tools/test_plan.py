@@ -213,7 +213,9 @@ def test_later_epochs_are_counted_or_said_to_be_alike(
     meta = write_manifest(tmp_path, text=[line(f"q {n}", "a") for n in range(9)])
     flags = ("--per_device_train_batch_size", "2", "--num_train_epochs", "3")
     assert to_json(look_ahead(view_of(meta, tiny, *flags), 1))["run"] == {"steps": 15, "epochs": 3.0, "exact": True}
-    monkeypatch.setattr(tool, "_MOST_PLANNED", 20)
+    many = to_json(look_ahead(view_of(meta, tiny, *flags[:2], "--max_steps", "100000"), 1))["run"]
+    assert many == {"steps": 100_000, "epochs": pytest.approx(20_000), "exact": False}, "and not planned one by one"
+    monkeypatch.setattr("internvl_chat.data.plan.schedule.EXACT_SAMPLES", 20)
     long = look_ahead(view_of(meta, tiny, *flags), 1)
     assert to_json(long)["run"] == {"steps": 15, "epochs": 3.0, "exact": False}
     assert "the run: about 15 steps, 3.00 epochs" in "\n".join(report_lines(long))

@@ -59,9 +59,16 @@ def idle_share(costs: np.ndarray, ranks: int, accumulation: int, each_micro_batc
 
     0 for a place without a pack. Ranks meet once per step, or in ``each_micro_batch``, as under ZeRO-3.
     """
+    per_step, per_micro_batch = time_of_ranks(costs, ranks, accumulation)
+    took = per_micro_batch if each_micro_batch else per_step
+    return float(1 - costs.sum() / took) if took else 0.0
+
+
+def time_of_ranks(costs: np.ndarray, ranks: int, accumulation: int) -> tuple[float, float]:
+    """What all ranks together take for steps of such ``costs`` (S, P), waiting included.
+
+    If they meet once per step, and if they meet in each micro-batch.
+    """
     order = parts_of_step(np.arange(costs.shape[1]), ranks, accumulation)
     work = costs[:, order].sum(axis=-1)  # (S, accumulation, ranks)
-    if not each_micro_batch:
-        work = work.sum(axis=1, keepdims=True)
-    took = work.max(axis=-1).sum() * ranks
-    return float(1 - work.sum() / took) if took else 0.0
+    return float(work.sum(axis=1).max(axis=-1).sum() * ranks), float(work.max(axis=-1).sum() * ranks)

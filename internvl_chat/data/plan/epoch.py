@@ -75,10 +75,10 @@ class EpochPlan:
     def pack(self, number: int) -> np.ndarray:
         return self.entries[self.starts[number] : self.starts[number + 1]]
 
-    def step_costs(self) -> np.ndarray:
-        """Costs of the packs of each step, float64 (S, P), 0 where there is none."""
-        padded: np.ndarray = np.append(self.costs, 0.0)[self.steps]
-        return padded
+    def step_costs(self, which: slice = slice(None)) -> np.ndarray:
+        """Costs of the packs of each step, or of some, float64 (S, P), 0 where there is none."""
+        steps = self.steps[which]
+        return np.where(steps < 0, 0.0, self.costs[steps])
 
 
 @dataclass(frozen=True)
@@ -250,21 +250,25 @@ def _sort_in_windows(costs: np.ndarray, window: int, key: tuple[int, ...]) -> np
     return np.concatenate([part[np.argsort(-costs[part], kind="stable")] for part in parts])
 
 
+def pack_sums(plan: EpochPlan, sizes: Sizes, epoch: int) -> tuple[np.ndarray, ...]:
+    """Of each pack tokens, tiles, longest sample, and the sum of its samples' tokens squared, int64 (packs,) each."""
+    packs = len(plan.starts) - 1
+    tokens, tiles, longest, squares = (np.zeros(packs, np.int64) for _ in range(4))
+    for first in range(0, packs, CHUNK):
+        part = slice(first, min(first + CHUNK, packs))
+        begins = plan.starts[part] - plan.starts[first]
+        some = sizes.take(np.asarray(plan.entries[plan.starts[first] : plan.starts[part.stop]]), epoch)
+        tokens[part], tiles[part] = (np.add.reduceat(values, begins) for values in some)
+        longest[part] = np.maximum.reduceat(some[0], begins)
+        squares[part] = np.add.reduceat(some[0] ** 2, begins)
+    return tokens, tiles, longest, squares
+
+
 def _worst_first(plan: EpochPlan, sizes: Sizes, settings: PlanSettings, epoch: int) -> EpochPlan:
     """Steps with the pack of most work, of most tokens and of most tiles first: what runs out of memory does so now."""
-    counts = np.diff(plan.starts)
-    most = [np.zeros(len(counts)), np.zeros(len(counts))]
-    for begin in range(0, len(counts), CHUNK):
-        span = slice(begin, begin + CHUNK)
-        flat = plan.entries[plan.starts[begin] : plan.starts[min(begin + CHUNK, len(counts))]]
-        begins = plan.starts[:-1][span] - plan.starts[begin]
-        tokens, tiles = sizes.take(np.asarray(flat), epoch)
-        if settings.packed:
-            most[0][span] = np.add.reduceat(tokens, begins)
-        else:
-            most[0][span] = np.maximum.reduceat(tokens, begins) * counts[span]
-        most[1][span] = np.add.reduceat(tiles, begins)
-    heaviest = [int(np.append(values, -1)[plan.steps].max(axis=1).argmax()) for values in (plan.costs, *most)]
+    tokens, tiles, longest, _ = pack_sums(plan, sizes, epoch)
+    most = tokens if settings.packed else longest * np.diff(plan.starts)
+    heaviest = [int(np.append(values, -1)[plan.steps].max(axis=1).argmax()) for values in (plan.costs, most, tiles)]
     front = list(dict.fromkeys(heaviest))
     rest = np.delete(np.arange(len(plan.steps)), front)
     return EpochPlan(plan.entries, plan.starts, plan.steps[np.concatenate([front, rest])], plan.costs)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from internvl_chat.data.plan.cost import parts_of_step
-from internvl_chat.data.plan.epoch import EpochPlan, PlanSettings
+from internvl_chat.data.plan.cost import time_of_ranks
+from internvl_chat.data.plan.epoch import EpochPlan, PlanSettings, pack_sums
 from internvl_chat.data.plan.sizes import Sizes
 
 # Packs, or entries, that are looked at together.
@@ -92,19 +92,9 @@ class PlanNumbers:
 
 def numbers_of(plan: EpochPlan, sizes: Sizes, settings: PlanSettings, epoch: int = 0) -> PlanNumbers:
     """Look at every pack of a plan made from these sizes."""
-    packs = len(plan.starts) - 1
     samples = np.diff(plan.starts).astype(np.int64)
-    tokens, tiles, longest = (np.zeros(packs, np.int64) for _ in range(3))
-    real = np.zeros(packs)
-    for first in range(0, packs, _PIECE):
-        part = slice(first, min(first + _PIECE, packs))
-        begins = plan.starts[part] - plan.starts[first]
-        entries = np.asarray(plan.entries[plan.starts[first] : plan.starts[part.stop]])
-        some_tokens, some_tiles = sizes.take(entries, epoch)
-        tokens[part] = np.add.reduceat(some_tokens, begins)
-        tiles[part] = np.add.reduceat(some_tiles, begins)
-        longest[part] = np.maximum.reduceat(some_tokens, begins)
-        real[part] = np.add.reduceat(settings.cost.of_samples(some_tokens, some_tiles), begins)
+    tokens, tiles, longest, squares = pack_sums(plan, sizes, epoch)
+    real = settings.cost.token * tokens + settings.cost.tile * tiles + settings.cost.square * squares
     return PlanNumbers(settings, plan, samples, tokens, tiles, longest, real)
 
 
@@ -130,17 +120,12 @@ class Shape:
 def shape_of(numbers: PlanNumbers, ranks: int, accumulation: int) -> Shape:
     """Raises ValueError if the packs of a step cannot be dealt to so many."""
     plan, per_step = numbers.plan, numbers.settings.packs_per_step
-    order = parts_of_step(np.arange(per_step), ranks, accumulation)
-    costs = np.append(plan.costs, 0.0)
     work = took = took_micro = 0.0
-    empty = 0
     for first in range(0, len(plan.steps), rows := max(1, _PIECE // per_step)):
-        steps = np.asarray(plan.steps[first : first + rows])
-        each = costs[steps][:, order].sum(axis=-1)  # (S, accumulation, ranks)
-        work += each.sum()
-        took += each.sum(axis=1).max(axis=-1).sum() * ranks
-        took_micro += each.max(axis=-1).sum() * ranks
-        empty += int((steps < 0).sum())
+        costs = plan.step_costs(slice(first, first + rows))
+        some, some_micro = time_of_ranks(costs, ranks, accumulation)
+        work, took, took_micro = work + costs.sum(), took + some, took_micro + some_micro
+    empty = int((plan.steps < 0).sum())
     idle, idle_micro = (max(0.0, float(1 - work / time)) if time else 0.0 for time in (took, took_micro))
     useful = min(1.0, float(numbers.real.sum() / took)) if took else 0.0
     return Shape(ranks, accumulation, per_step, len(plan.steps), idle, idle_micro, useful, empty)

@@ -21,7 +21,7 @@ from internvl_chat.data.plan.sizes import Sizes, SizesOfSome
 from internvl_chat.data.plan.store import Planner, plan_in_memory
 
 # Beyond so many planned samples or epochs the length of a run in epochs is estimated.
-EXACT_SAMPLES, _EXACT_EPOCHS = 4_000_000, 64
+EXACT_SAMPLES, EXACT_EPOCHS = 4_000_000, 64
 _KEPT_PLANS = 3
 
 
@@ -113,7 +113,7 @@ class Schedule:
 
     def about_epochs(self, step: int) -> float:
         """``epoch_at``, estimated from the epochs so far once many have been planned for it."""
-        most = min(_EXACT_EPOCHS, EXACT_SAMPLES // len(self._sizes))
+        most = min(EXACT_EPOCHS, EXACT_SAMPLES // len(self._sizes))
         while not self._legs or (step > self._legs[-1].first + self._legs[-1].steps and len(self._legs) < most):
             self._leg_number(len(self._legs))
         last = self._legs[-1]
@@ -150,9 +150,8 @@ class Schedule:
     def idle_share(self, step: int, ranks: int, accumulation: int, each_micro_batch: bool = False) -> float:
         """Share (0..1) of the ranks' time that a step spends waiting, by the plan's costs; see ``cost.idle_share``."""
         plan = self.plan_at(step)
-        row = plan.steps[self.locate(step)[1]]
-        costs = np.where(row < 0, 0.0, plan.costs[row])
-        return idle_share(costs[None], ranks, accumulation, each_micro_batch)
+        local = self.locate(step)[1]
+        return idle_share(plan.step_costs(slice(local, local + 1)), ranks, accumulation, each_micro_batch)
 
     def plan_at(self, step: int) -> EpochPlan:
         """The plan that a step belongs to."""
