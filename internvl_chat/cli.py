@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
-import socket
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from internvl_chat import __version__
-from internvl_chat.errors import ConfigError, InternVLError
+from internvl_chat.errors import InternVLError
 
 # Command -> (module with add_arguments(parser) and run(args), one line of help).
 TOOLS = {
@@ -27,6 +25,7 @@ TOOLS = {
     "check": ("internvl_chat.tools.check", "tell all that is wrong with the data of a manifest"),
     "preview": ("internvl_chat.tools.preview", "show a line as the model sees it, or a page about all data"),
     "plan": ("internvl_chat.tools.plan", "tell packs, steps and waiting of a run before it starts"),
+    "estimate": ("internvl_chat.tools.estimate", "tell memory, hours and cost of a run before it starts"),
     "repair": ("internvl_chat.tools.repair", "write the data anew without the lines that training would leave out"),
     "convert-data": ("internvl_chat.tools.convert_data", "turn an annotation of any known format into our JSONL"),
     "import-manifest": ("internvl_chat.tools.import_manifest", "turn LLaMA-Factory's dataset_info.json into ours"),
@@ -55,19 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv[:1] == ["train"]:
-            dist = import_module("internvl_chat.train.dist")
-            dist.prepare_environment(argv[1:])
-            import_module("internvl_chat.train.main").train(argv[1:])
-            dist.leave()
-            return 0
+            import_module("internvl_chat.train.preempt").hold_signals()
+            return int(import_module("internvl_chat.train.ending").run(argv[1:]))
         args = make_parser().parse_args(argv)
         module, _ = TOOLS[args.command]
         return import_module(module).run(args) or 0
     except InternVLError as error:
-        rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
-        if local_rank == 0 or not isinstance(error, ConfigError):  # the ranks of a node see the same: one says it
-            label = f"[rank {rank} on {socket.gethostname()}] error" if rank else "error"
-            print("\n".join(f"{label}: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -30,3 +30,8 @@ MAX_PICTURE_BYTES = 256 * 2**20
 MAX_VIDEO_BYTES = 4 * 2**30
 # Frames of a video that is decoded as a whole to be counted (animated pictures, streams without times).
 MAX_COUNTED_FRAMES = 100_000
+
+# How long processes wait for each other, in seconds: at the start, and in a step; and how long before they say so.
+START_TIMEOUT_S = 600.0
+DDP_TIMEOUT_S = 1800.0
+LATE_AFTER_S = 120.0

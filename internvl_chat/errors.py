@@ -22,6 +22,10 @@ class CheckpointError(InternVLError):
     """A model folder or checkpoint that is incomplete, of another flavour or does not fit."""
 
 
+class LaunchError(InternVLError):
+    """The processes of a run did not find each other."""
+
+
 def nearest(word: str, legal: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the closest legal word, or an empty string."""
     match = difflib.get_close_matches(word, list(legal), n=1, cutoff=0.6)

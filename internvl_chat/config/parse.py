@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from argparse import Action
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,20 +33,44 @@ def make_parser() -> HfArgumentParser:
     return _Parser((ModelArguments, DataArguments, TrainArguments), prog="internvl train", allow_abbrev=False)  # type: ignore[arg-type]
 
 
-def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainArguments, list[str]]:
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """A command line as read: ``values`` under today's names, notes about old ones, and all that is wrong with it."""
+
+    values: dict[str, Any]
+    notes: list[str]
+    problems: list[str]
+
+    def without_bad(self) -> Flags:
+        """The flags that no problem begins with: what is left may stand for the run when other things are looked at."""
+        bad = {found[1] for problem in self.problems if (found := re.match(r"--(\w+)", problem))}
+        return Flags({name: value for name, value in self.values.items() if name not in bad}, self.notes, [])
+
+
+Arguments = tuple[ModelArguments, DataArguments, TrainArguments]
+
+
+def parse_arguments(
+    argv: Sequence[str], start: bool = True
+) -> tuple[ModelArguments, DataArguments, TrainArguments, list[str]]:
     """The checked arguments, and notes about old flags. ``argv`` may begin with a path that ends in .json.
 
-    Raises ConfigError with every problem found, one per line.
+    ``start`` False: only to be looked at; DeepSpeed is named in them, but not set up. Raises ConfigError with every
+    problem found, one per line.
     """
     parser = make_parser()
     if any(flag in ("-h", "--help") for flag in argv):
         parser.parse_args(["--help"])
-    actions = {action.dest: action for action in parser._actions}
-    has_file = bool(argv) and argv[0].endswith(".json") and not argv[0].startswith("--")
-    given, problems = _read_flags(argv[1:] if has_file else argv, actions)
-    if has_file:
-        given = {**_read_json(Path(argv[0])), **given}
-    given = _without_negations(given, actions)
+    flags = read_flags(argv)
+    if flags.problems:
+        raise ConfigError("\n".join(flags.problems))
+    return (*build_arguments(flags.values, start), flags.notes)
+
+
+def read_flags(argv: Sequence[str]) -> Flags:
+    """The command line with all that the rules find wrong with it. Raises ConfigError for a file that is no JSON."""
+    actions = _actions(make_parser())
+    given, problems = _read_given(argv, actions)
     unknown, bare = _find_misuse(given, actions)
     problems += unknown + [f"--{name} needs a value" for name in bare]
     flags, notes, refusals = translate_flags({n: v for n, v in given.items() if n in actions or n in CHANGES})
@@ -57,13 +82,38 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
             problems.append(str(error))
     told = tuple(f"--{name} " for name in bare)
     problems += [problem for problem in check_arguments(flags) if not told or not problem.startswith(told)]
-    if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    return Flags(flags, notes, list(dict.fromkeys(problems)))
+
+
+def given_flags(argv: Sequence[str]) -> dict[str, Any]:
+    """The flags as they stand there, unchecked. Raises ConfigError for a file that is no JSON."""
+    return _read_given(argv, _actions(make_parser()))[0]
+
+
+def _read_given(argv: Sequence[str], actions: dict[str, Action]) -> tuple[dict[str, Any], list[str]]:
+    has_file = bool(argv) and argv[0].endswith(".json") and not argv[0].startswith("--")
+    given, problems = _read_words(argv[1:] if has_file else argv, actions)
+    if has_file:
+        given = {**_read_json(Path(argv[0])), **given}
+    return _without_negations(given, actions), problems
+
+
+def build_arguments(flags: dict[str, Any], start: bool = True) -> Arguments:
+    """The three groups of flags without problems. Raises ConfigError for what the library's own checks refuse."""
+    parser = make_parser()
+    later = {} if start or "deepspeed" not in flags else {"deepspeed": flags["deepspeed"]}
+    argv = _to_argv({name: value for name, value in flags.items() if name not in later}, _actions(parser))
     try:
-        model, data, train = parser.parse_args_into_dataclasses(_to_argv(flags, actions), look_for_args_file=False)
-    except (ValueError, TypeError, ArithmeticError, ImportError) as error:  # what the library's own checks refuse
+        model, data, train = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    except (ValueError, TypeError, ArithmeticError, ImportError) as error:
         raise ConfigError(str(error)) from error
-    return model, data, train, notes
+    for name, value in later.items():
+        setattr(train, name, value)
+    return model, data, train
+
+
+def _actions(parser: HfArgumentParser) -> dict[str, Action]:
+    return {action.dest: action for action in parser._actions}
 
 
 def _takes_many(name: str, actions: dict[str, Action]) -> bool:
@@ -71,7 +121,7 @@ def _takes_many(name: str, actions: dict[str, Action]) -> bool:
     return name == "report_to" or (name in actions and actions[name].nargs in ("+", "*"))
 
 
-def _read_flags(argv: Sequence[str], actions: dict[str, Action]) -> tuple[dict[str, Any], list[str]]:
+def _read_words(argv: Sequence[str], actions: dict[str, Action]) -> tuple[dict[str, Any], list[str]]:
     """``--name value``, ``--name=value`` and bare ``--switch``; a flag given twice keeps the last value."""
     flags: dict[str, Any] = {}
     problems: list[str] = []

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from transformers import TrainingArguments
 
+from internvl_chat.constants import DDP_TIMEOUT_S, LATE_AFTER_S, START_TIMEOUT_S
+
 
 def _default_workers() -> int:
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -44,6 +46,24 @@ class TrainArguments(TrainingArguments):
     nonfinite_step: Literal["stop", "skip"] = field(
         default="stop",
         metadata={"help": "A step whose loss or gradient is not finite is never applied: end the run there, or go on."},
+    )
+    start_timeout: float = field(
+        default=START_TIMEOUT_S, metadata={"help": "Seconds that the ranks wait for each other at the start."}
+    )
+    ddp_timeout: int = field(
+        default=int(DDP_TIMEOUT_S),
+        metadata={"help": "Seconds that a rank waits for the others in a step before the run ends."},
+    )
+    late_after: float = field(
+        default=LATE_AFTER_S,
+        metadata={"help": "A rank that others have waited for so many seconds is named in the log; 0: never."},
+    )
+    stop_before_end: float | None = field(
+        default=None,
+        metadata={
+            "help": "Seconds before a SLURM job's time is up at which a checkpoint is saved and the run stops, to be "
+            "started again. Default: twice the longest step and save so far, and 30; 0: the clock is not looked at."
+        },
     )
     peak_tflops: float | None = field(
         default=None,

@@ -17,11 +17,12 @@ ORIGINAL_NAMES = {
     "zero_stage3_config_70b.json": "zero3",
     "zero_stage3_config_100b.json": "zero3",
     "zero_stage3_config_100b_1e8.json": "zero3",
+    "zero_stage3_config_100b_1e7_offload.json": "zero3_offload",
 }
 
 
 def resolve_zero(value: str | dict[str, Any]) -> str | dict[str, Any]:
-    """Path of the configuration: an existing file as it is, else a name (zero1, zero2, zero3). Raises ConfigError.
+    """Path of the configuration: an existing file as it is, else a shipped or an original name. Raises ConfigError.
 
     A configuration itself (an object in a JSON argument file, or its text) is passed on.
     """
@@ -30,14 +31,9 @@ def resolve_zero(value: str | dict[str, Any]) -> str | dict[str, Any]:
     value = str(value)
     if Path(value).is_file():
         return value
-    name = ORIGINAL_NAMES.get(Path(value).name, value)
+    name = ORIGINAL_NAMES.get(Path(value).name, value)  # the original's scripts name it in their own folder
     path = FOLDER / f"{name}.json"
     if path.is_file():
         return str(path)
     legal = sorted(file.stem for file in FOLDER.glob("*.json"))
-    if "offload" in name:
-        raise ConfigError(
-            f"--deepspeed {value!r}: there is no configuration with CPU offload in this version yet; "
-            f"give a file of your own, or one of {', '.join(legal)}"
-        )
     raise ConfigError(f"--deepspeed {value!r} is neither a file nor one of {', '.join(legal)}{nearest(value, legal)}")

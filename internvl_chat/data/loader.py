@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -110,4 +113,19 @@ def make_loader(batches: Batches, num_workers: int, pin_memory: bool, prefetch: 
         # Forked workers start at once; others would import torch and transformers first.
         multiprocessing_context="fork" if num_workers else None,
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_heed_parent_only,
     )
+
+
+def _heed_parent_only(worker: int) -> None:
+    """Whoever signals all processes of a job means the rank, which still needs its workers to end in good order."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_parent_says(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -91,14 +91,15 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     try:
         if flavour_of(folder, raw) == "hf":
             raw = _complete_hf(folder, from_hf_config(raw, folder))
-        return _config_of(raw, overrides or {})
+        return config_of(raw, overrides or {})
     except ConfigError as error:
         raise ConfigError(f"{folder / 'config.json'}: {error}") from error
     except (StrictDataclassError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} is not a usable config: {first_line(error)}") from error
 
 
-def _config_of(raw: dict[str, Any], overrides: Mapping[str, Any]) -> InternVLChatConfig:
+def config_of(raw: dict[str, Any], overrides: Mapping[str, Any]) -> InternVLChatConfig:
+    """Chat config of the values of a config.json, with ``overrides`` applied. Raises ConfigError."""
     vision: dict[str, Any] = {}
     chat: dict[str, Any] = {}
     for key, value in overrides.items():
@@ -151,14 +152,7 @@ def load_model(
     """
     folder = Path(path)
     config = load_config(folder, config_overrides)
-    flavour = flavour_of(folder, read_config_file(folder))
-    stored = stored_tensors(folder)
-    settle_tying(config, stored)
-    check_shapes(folder, stored, config, flavour)
-    tokenizer = load_tokenizer(folder)
-    config.img_context_token_id = image_token_id(tokenizer)
-    _check_vocabulary(folder, config, tokenizer)
-    generation = _read_generation_config(folder)
+    generation = check_folder(folder, config)
     register_packed_attention()
     register_hf_native()
     attention = resolve_attention(attn_implementation, device)
@@ -180,6 +174,20 @@ def load_model(
     if device is not None:
         nn.Module.to(model, device)
     return model
+
+
+def check_folder(folder: Path, config: InternVLChatConfig) -> GenerationConfig | None:
+    """All that can be wrong with a folder, from file heads; settles what the weights decide of its config, in place.
+
+    Returns the folder's own generation config, if it has one. Raises CheckpointError.
+    """
+    stored = stored_tensors(folder)
+    settle_tying(config, stored)
+    check_shapes(folder, stored, config, flavour_of(folder, read_config_file(folder)))
+    tokenizer = load_tokenizer(folder)
+    config.img_context_token_id = image_token_id(tokenizer)
+    _check_vocabulary(folder, config, tokenizer)
+    return _read_generation_config(folder)
 
 
 def load_weights(model: InternVLChatModel, folder: Path) -> None:

@@ -17,30 +17,11 @@ from typing import Any
 
 from torch import nn
 
+from internvl_chat.model.cards import card
 from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.model.lora import is_adapter_weight, unwrap
 from internvl_chat.model.projector import merge_factor
 from internvl_chat.model.tune import Tuning
-
-# Dense bfloat16 TFLOP/s without sparsity, from the makers' data sheets; the first name that is part of the device's
-# name decides. V100 knows no bfloat16: its float16.
-PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
-    ("A100", 312.0),
-    ("A800", 312.0),
-    ("H100 PCIe", 756.0),
-    ("H100 NVL", 835.0),
-    ("H100", 989.0),
-    ("H800", 989.0),
-    ("H200", 989.0),
-    ("H20", 148.0),
-    ("B200", 2250.0),
-    ("L40S", 362.0),
-    ("L20", 119.5),
-    ("RTX 4090", 165.0),
-    ("RTX 3090", 71.0),
-    ("V100", 125.0),
-    ("MI300X", 1307.0),
-)
 
 
 @dataclass(frozen=True)
@@ -273,8 +254,8 @@ def peak_flops(device_name: str, given_tflops: float | None = None) -> float | N
     """FLOP/s that a device could do at most: as given, else by its name; None if it is not known."""
     if given_tflops:
         return given_tflops * 1e12
-    name = device_name.lower()
-    return next((peak * 1e12 for part, peak in PEAK_TFLOPS if part.lower() in name), None)
+    found = card(device_name)
+    return None if found is None else found.tflops * 1e12
 
 
 def _size(parameter: nn.Parameter) -> int:

@@ -126,7 +126,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     found: dict[str, StoredTensor] = {}
     for file, promised in weight_files(folder).items():
-        here = _head_of(folder / file)
+        here = head_of(folder / file)
         lacking = sorted(promised - set(here))
         if lacking:
             raise CheckpointError(
@@ -137,7 +137,8 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def _head_of(path: Path) -> Shapes:
+def head_of(path: Path) -> Shapes:
+    """Names and shapes of the tensors of one file, from its head. Raises CheckpointError."""
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:

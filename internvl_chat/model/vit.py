@@ -189,6 +189,14 @@ class VisionEncoder(nn.Module):
         self.layers = nn.ModuleList([VisionLayer(config, rate) for rate in rates])
 
 
+def layers_for(depth: int, select_layer: int) -> int:
+    """Number of layers to run for the hidden state ``select_layer`` of a tower of ``depth``. Raises ValueError."""
+    count = select_layer if select_layer >= 0 else depth + 1 + select_layer
+    if not 0 <= count <= depth:
+        raise ValueError(f"select_layer {select_layer}: the tower has {depth} layers")
+    return count
+
+
 class InternVisionModel(PreTrainedModel):
     """The vision tower. No final norm: the output is the hidden state of the chosen layer."""
 
@@ -225,11 +233,7 @@ class InternVisionModel(PreTrainedModel):
 
     def layers_for(self, select_layer: int) -> int:
         """Number of layers to run for the hidden state ``select_layer`` (0 = embeddings, -1 = after the last)."""
-        depth = len(self.encoder.layers)
-        count = select_layer if select_layer >= 0 else depth + 1 + select_layer
-        if not 0 <= count <= depth:
-            raise ValueError(f"select_layer {select_layer}: the tower has {depth} layers")
-        return count
+        return layers_for(len(self.encoder.layers), select_layer)
 
     def forward(
         self, pixel_values: Tensor, select_layer: int = -1, output_hidden_states: bool = False

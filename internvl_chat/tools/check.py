@@ -1,8 +1,11 @@
-"""``internvl check``: all that is wrong with the data of a manifest, and what training would make of them.
+"""``internvl check``: all that would stop a run with these flags, and what training would make of its data.
 
 ``--json`` writes one object:
 
     manifest, decoded (bool: with --decode), would_train (bool), reasons [text: why training would stop], hints [text]
+    problems: [{area, text}]: the reasons that are not in the data; area is flags, manifest, model, trains, deepspeed,
+        output, eval or resume
+    run: null or {world, steps, step (text: what one is made of), done (null or steps of the checkpoint to go on from)}
     epoch: null or {samples, tokens, tiles, supervised, steps}: of one epoch, steps for one process
     totals: {data_sets, lines, usable, left_out, warnings (lines, a line once per kind)}
     data_sets: [{name, annotation, error: null or text (then nothing else is there),
@@ -24,18 +27,19 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from internvl_chat.errors import ConfigError, InternVLError
-from internvl_chat.tools.data_view import View, add_meta, read_own, read_view
+from internvl_chat.tools.check_json import to_json
+from internvl_chat.tools.check_run import Outlook, Problem, RunLook, look_at_data, look_at_run
+from internvl_chat.tools.data_view import View, add_meta, read_own
 
 if TYPE_CHECKING:
     from internvl_chat.data.corpus import Corpus
     from internvl_chat.data.manifest import DatasetSpec
     from internvl_chat.data.survey import Survey
-    from internvl_chat.data.survey_pass import Tally
 
 
 # Above this share of lost lines, what is wrong is to be mended, not left out.
@@ -59,7 +63,7 @@ class Epoch:
 class Report:
     """All that was found. ``errors``: data set -> why it cannot be opened; ``reasons``: why training would stop.
 
-    ``decoded``: whether all media were, not only measured.
+    ``decoded``: whether all media were, not only measured. ``problems``: those reasons that are not in the data.
     """
 
     manifest: Path
@@ -70,6 +74,8 @@ class Report:
     epoch: Epoch | None
     hints: tuple[str, ...]
     decoded: bool = False
+    problems: tuple[Problem, ...] = ()
+    outlook: Outlook | None = None
 
     @property
     def clean(self) -> bool:
@@ -84,11 +90,12 @@ def add_own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON to a file; - is stdout")
     parser.add_argument("--strict", action="store_true", help="exit status 1 for any fault or warning")
     parser.add_argument("--decode", action="store_true", help="load every sample whole: finds truncated pictures")
+    parser.add_argument("--world_size", metavar="N", type=int, default=1, help="processes (GPUs) of the run (1)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the sub-command ``internvl check``."""
-    add_meta(parser, add_own)
+    add_meta(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,7 +105,9 @@ def run(args: argparse.Namespace) -> int:
     own, flags = read_own(args, "check", add_own)
     if own.json is not None and own.json != "-" and Path(own.json).is_dir():
         raise ConfigError(f"--json {own.json}: is a folder; give a file, or - for stdout")
-    report = check(read_view(own.meta, flags), own.decode, show_progress=sys.stderr.isatty(), flags=flags)
+    if own.world_size < 1:
+        raise ConfigError(f"--world_size {own.world_size}: must be a whole number of at least 1")
+    report = check_all(flags, own.meta, own.world_size, own.decode, show_progress=sys.stderr.isatty())
     if own.json is not None:
         text = json.dumps(to_json(report), indent=2, ensure_ascii=False)
         if own.json == "-":
@@ -111,10 +120,30 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report.reasons or (own.strict and not report.clean) else 0
 
 
-def check(view: View, decode: bool = False, show_progress: bool = False, flags: Sequence[str] = ()) -> Report:
+def check_all(
+    flags: Sequence[str], meta: str | None = None, world: int = 1, decode: bool = False, show_progress: bool = False
+) -> Report:
+    """The whole run: flags, model, DeepSpeed, output folder, evaluation and data. None of them hides another."""
+    look = look_at_run(flags, meta, world)
+    if look.view is not None:
+        return check(look.view, decode, show_progress, flags, look)
+    look_at_data(look, None)
+    named = meta or (look.arguments[1].meta_path if look.arguments else None)
+    problems = tuple(look.problems)
+    reasons = tuple(problem.text for problem in problems)
+    return Report(Path(named or ""), (), {}, {}, reasons, None, tuple(look.hints), decode, problems)
+
+
+def check(
+    view: View,
+    decode: bool = False,
+    show_progress: bool = False,
+    flags: Sequence[str] = (),
+    look: RunLook | None = None,
+) -> Report:
     """Look at every data set. A data set that cannot be opened does not keep the others from being looked at.
 
-    ``flags``: those that made the view, to be named in a hint.
+    ``flags``: those that made the view, to be named in a hint. ``look``: what was found of the run itself.
     """
     from internvl_chat.data.survey import add_shared_lines, survey_dataset
 
@@ -132,9 +161,16 @@ def check(view: View, decode: bool = False, show_progress: bool = False, flags: 
             else:
                 surveys.append(one)
         found = {one.spec.name: one for one in add_shared_lines(surveys)}
-        epoch, reasons = _would_train(view, found, errors)
+        corpus, epoch, reasons = _would_train(view, found, errors)
+        if look is not None:
+            look_at_data(look, corpus)
     hints = tuple(_hints(view, found, reasons, decode, flags))
-    return Report(view.manifest, view.specs, found, errors, reasons, epoch, hints, decode)
+    if look is None:
+        return Report(view.manifest, view.specs, found, errors, reasons, epoch, hints, decode)
+    problems = tuple(look.problems)
+    reasons = (*(problem.text for problem in problems), *reasons)
+    hints = (*look.hints, *hints)
+    return Report(view.manifest, view.specs, found, errors, reasons, epoch, hints, decode, problems, look.outlook)
 
 
 def _progress(name: str, done: int, lines: int) -> None:
@@ -158,8 +194,8 @@ def _quiet() -> Iterator[None]:
 
 def _would_train(
     view: View, surveys: Mapping[str, Survey], errors: Mapping[str, str]
-) -> tuple[Epoch | None, tuple[str, ...]]:
-    """One epoch, or all reasons for which a run would stop."""
+) -> tuple[Corpus | None, Epoch | None, tuple[str, ...]]:
+    """The opened data and one epoch, or all reasons for which a run would stop."""
     from internvl_chat.data.corpus import open_corpus
 
     limit, reasons = view.data.max_fault_share, list(errors.values())
@@ -171,7 +207,7 @@ def _would_train(
             share = f"{one.left_out} of {one.lines} lines cannot be used"
             reasons.append(f"data set {name!r}: {share}, more than --max_fault_share {limit:g}")
     if reasons:
-        return None, tuple(reasons)
+        return None, None, tuple(reasons)
     try:
         corpus = open_corpus(
             view.specs,
@@ -185,10 +221,10 @@ def _would_train(
         broken = _visits_to_broken(corpus, surveys)
         if broken > int(limit * len(corpus)):
             what = f"{broken} of {len(corpus)} samples of an epoch fail to load"
-            return None, (f"{what}, more than --max_fault_share {limit:g}",)
-        return _epoch(view, corpus), ()
+            return corpus, None, (f"{what}, more than --max_fault_share {limit:g}",)
+        return corpus, _epoch(view, corpus), ()
     except InternVLError as error:
-        return None, (str(error),)
+        return None, None, (str(error),)
 
 
 def _visits_to_broken(corpus: Corpus, surveys: Mapping[str, Survey]) -> int:
@@ -259,70 +295,3 @@ def _long_hint(surveys: Mapping[str, Survey], code: str, takes_all: str) -> str:
 
 def _rounded_up(share: float) -> float:
     return min(1.0, int(share * 100 + 1) / 100)
-
-
-# -- JSON -------------------------------------------------------------------------------------------------------------
-
-
-def to_json(report: Report) -> dict[str, Any]:
-    """The report as plain values; the module says which."""
-    epoch, surveys = report.epoch, list(report.surveys.values())
-    keys = ("samples", "tokens", "tiles", "supervised", "steps")
-    return {
-        "manifest": str(report.manifest),
-        "decoded": report.decoded,
-        "would_train": not report.reasons,
-        "reasons": list(report.reasons),
-        "hints": list(report.hints),
-        "epoch": None if epoch is None else {key: getattr(epoch, key) for key in keys},
-        "totals": {
-            "data_sets": len(report.specs),
-            "lines": sum(one.lines for one in surveys),
-            "usable": sum(one.usable for one in surveys),
-            "left_out": sum(one.left_out for one in surveys),
-            "warnings": sum(tally.count for one in surveys for tally in one.warnings.values()),
-        },
-        "data_sets": [_dataset_json(report, spec) for spec in report.specs],
-    }
-
-
-def _dataset_json(report: Report, spec: DatasetSpec) -> dict[str, Any]:
-    from internvl_chat.data.lint import WARNINGS
-
-    head = {"name": spec.name, "annotation": str(spec.annotation), "error": report.errors.get(spec.name)}
-    if spec.name not in report.surveys:
-        return head
-    one = report.surveys[spec.name]
-    faults = {
-        group: {
-            code: {
-                "lines": tally.count,
-                "first": [{k: getattr(r, k) for k in ("file", "line", "reason", "mend")} for r in tally.first],
-            }
-            for code, tally in getattr(one, group).items()
-        }
-        for group in ("faults", "load_faults")
-    }
-    warnings = {
-        kind: {"what": WARNINGS[kind][0], "mend": WARNINGS[kind][1], **_tally_json(tally)}
-        for kind, tally in one.warnings.items()
-    }
-    return {
-        **head,
-        **{key: getattr(one, key) for key in ("lines", "usable", "held_out", "longest", "most_tiles")},
-        "samples": None if report.epoch is None else report.epoch.of[spec.name],
-        "cut": {kind: _tally_json(tally) for kind, tally in one.cut.items()},
-        "supervised": {"tokens": one.supervised, "share": one.supervised / max(1, one.tokens.sum)},
-        "answers": {"count": one.answers, "repetitive": one.repetitive, "share": one.repetitive / max(1, one.answers)},
-        "tokens": asdict(one.tokens),
-        "tiles": asdict(one.tiles),
-        **faults,
-        "warnings": warnings,
-    }
-
-
-def _tally_json(tally: Tally) -> dict[str, Any]:
-    return {
-        "lines": tally.count,
-        "first": [{"line": example.line, "detail": example.text} for example in tally.first],
-    }

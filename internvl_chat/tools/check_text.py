@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from internvl_chat.data.survey import Survey
     from internvl_chat.data.survey_pass import FaultTally, Tally
     from internvl_chat.tools.check import Report
+    from internvl_chat.tools.check_run import Outlook
 
 _HEAD = (
     "data set", "lines", "usable", "left out", "cut", "held out", "epoch",
@@ -29,9 +30,11 @@ def report_lines(report: Report) -> Iterator[str]:
     if any(broken):
         cells = [_BROKEN, *map(_number, broken), _number(sum(broken))]
         rows = [(*row, cell) for row, cell in zip(rows, cells, strict=False)]
-    yield from table(rows)
-    if report.epoch is None and report.reasons:
-        first, *more = report.reasons
+    if report.specs:
+        yield from table(rows)
+    of_data = report.reasons[len(report.problems) :]
+    if report.epoch is None and of_data:
+        first, *more = of_data
         others = f" (and {len(more)} more, see below)" if more else ""
         yield f"epoch -: training would stop: {_plain(first.splitlines()[0])}{others}"
     for spec in report.specs:
@@ -163,15 +166,30 @@ def _verdict(report: Report) -> Iterator[str]:
     parts = [f"{_number(left_out)} of {_number(lines)} lines left out", f"{_number(warned)} warnings"]
     parts += [f"{_number(broken)} fail to load"] if broken else []
     parts += [f"{len(report.errors)} of {len(report.specs)} data sets cannot be opened"] if report.errors else []
-    yield ", ".join(parts)
-    if report.epoch is not None:
+    if report.specs:
+        yield ", ".join(parts)
+    if not report.reasons and report.epoch is not None:
         epoch = report.epoch
         yield (
             f"training would run: an epoch of {_number(epoch.samples)} samples, {_number(epoch.tokens)} tokens, "
             f"{_number(epoch.tiles)} tiles; with one process {_number(epoch.steps)} steps of {epoch.step}"
         )
+        yield from _run_line(report.outlook)
     else:
         yield "training would stop:"
-        yield from (f"  {line}" for reason in report.reasons for line in reason.splitlines())
+        yield from (f"  {problem.area}: {_plain(problem.text)}" for problem in report.problems)
+        of_data = report.reasons[len(report.problems) :]
+        yield from (f"  {line}" for reason in of_data for line in reason.splitlines())
     if not report.decoded and any(one.tiles.sum for one in surveys):
         yield "pictures and videos were measured, not decoded; --decode looks inside"
+
+
+def _run_line(outlook: Outlook | None) -> Iterator[str]:
+    if outlook is None:
+        return
+    ranks = "1 process" if outlook.world == 1 else f"{outlook.world} processes"
+    length = f"{_number(outlook.steps)} steps of {outlook.step} with {ranks}"
+    if outlook.done is None:
+        yield f"the run would train: {length}"
+    else:
+        yield f"the run would resume after step {_number(outlook.done)}: {length}"

@@ -16,12 +16,15 @@ from internvl_chat.log import get_logger, setup_logging
 
 if TYPE_CHECKING:
     from internvl_chat.config.data import DataArguments
+    from internvl_chat.config.model import ModelArguments
+    from internvl_chat.config.parse import Arguments, Flags
     from internvl_chat.config.train import TrainArguments
     from internvl_chat.data.index import LineIndex
     from internvl_chat.data.manifest import DatasetSpec
     from internvl_chat.data.sample import SampleMaker
     from internvl_chat.model.config import InternVLChatConfig
     from internvl_chat.model.flops import Trains
+    from internvl_chat.train.source import Draft
 
 log = get_logger(__name__)
 
@@ -30,8 +33,8 @@ _NO_MODEL = (
     "that has a config and a tokenizer, weights are not read (`internvl tiny pretrained/tiny` makes one)"
 )
 _MISSING = "--model_name_or_path is missing"
-# Wanted by the rules of a run; nothing is ever written there.
-_NO_OUTPUT = "not-written"
+# Wanted by the rules of a run where the user names no folder; nothing is ever written there.
+NO_OUTPUT = "not-written"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +46,13 @@ class View:
     maker: SampleMaker
     config: InternVLChatConfig
     tokenizer: Any
+    model: ModelArguments
     data: DataArguments
     train: TrainArguments
     trains: Trains
     index_dir: Path
     workers: int
+    built: bool  # from parts, when training starts
 
     def open(self, spec: DatasetSpec, look_again: bool = True) -> LineIndex:
         """The index of a data set, built if need be. Raises DataError."""
@@ -67,80 +72,114 @@ class View:
         return replace(self, specs=found)
 
 
-def add_meta(
-    parser: argparse.ArgumentParser,
-    add_own: Callable[[argparse.ArgumentParser], None],
-    extra: tuple[str, str, str] | None = None,
-) -> None:
-    """``META``, the tool's own flags, and behind them any flag of ``internvl train``.
-
-    ``extra``: (name, metavar, help) of one more argument behind META.
-    """
-    parser.add_argument("meta", metavar="META", help="manifest (JSON or YAML) that names the annotations")
-    if extra is not None:
-        parser.add_argument(extra[0], metavar=extra[1], help=extra[2])
-    add_own(parser)
-    parser.add_argument(
-        "flags",
-        metavar="--model_name_or_path CHECKPOINT [FLAG ...]",
-        nargs=argparse.REMAINDER,
-        help="flags of `internvl train`; the checkpoint's config and tokenizer are read, never its weights",
-    )
+def add_meta(parser: argparse.ArgumentParser) -> None:
+    """All words behind the command, as they are: ``read_own`` knows what is the tool's own, and what the run's."""
+    parser.prefix_chars = "\0"  # else argparse stops at a flag of the run that stands before META
+    parser.add_argument("flags", nargs=argparse.REMAINDER)
 
 
 def read_own(
-    args: argparse.Namespace, command: str, add_own: Callable[[argparse.ArgumentParser], None]
+    args: argparse.Namespace,
+    command: str,
+    add_own: Callable[[argparse.ArgumentParser], None],
+    extra: tuple[str, str] | None = None,
 ) -> tuple[argparse.Namespace, list[str]]:
-    """The tool's own flags, wherever they stand, and the flags of the run, which are left."""
+    """``[META] [EXTRA] [FLAG ...]``: the tool's own flags, wherever they stand, and the flags of the run, the rest.
+
+    ``extra``: (metavar, help) of one more argument, behind META. The two are ``meta`` (None: ``--meta_path`` among the
+    flags names it) and ``extra`` of what is returned.
+    """
+    name = "" if extra is None else f" {extra[0]}"
+    usage = f"internvl {command} [META]{name} [--meta_path META] --model_name_or_path CHECKPOINT [FLAG ...]"
     parser = argparse.ArgumentParser(
-        f"internvl {command} {args.meta}",
+        usage=usage,
+        description=None if extra is None else f"{extra[0]}: {extra[1]}",
         allow_abbrev=False,
-        epilog="Beside these: every flag of `internvl train`, of which --model_name_or_path is needed.",
+        epilog="META: manifest (JSON or YAML) that names the annotations; or as --meta_path. Beside these: every flag "
+        "of `internvl train`, of which --model_name_or_path (or --vision_path and --llm_path) is needed; config and "
+        "tokenizer are read, never weights.",
     )
     add_own(parser)
-    # argparse keeps what was given before META: defaults do not replace what is there.
-    return parser.parse_known_args(list(args.flags), args)
+    own, words = parser.parse_known_args(list(args.flags))
+    first = next((number for number, word in enumerate(words) if word.startswith("--")), len(words))
+    named, wanted = words[:first], 1 if extra is None else 2
+    if extra is not None and not named:
+        raise ConfigError(f"{extra[0]} is missing: {extra[1]}; internvl {command} [META] {extra[0]} [FLAG ...]")
+    own.extra = named[min(len(named), wanted) - 1] if extra is not None else None
+    own.meta = named[0] if len(named) >= wanted else None
+    return own, words[min(len(named), wanted) :]
 
 
-def read_view(meta: str, flags: Sequence[str]) -> View:
+def read_view(meta: str | None, flags: Sequence[str]) -> View:
     """The data sets of a manifest under these flags. Raises InternVLError with all that is wrong."""
+    from internvl_chat.data.manifest import load_manifest
+    from internvl_chat.train.source import draft_source
+
+    model, data, train = read_flags(flags, meta)
+    specs = load_manifest(str(data.meta_path))
+    return view_of(tuple(specs), draft_source(model, data, train), model, data, train)
+
+
+def view_of(
+    specs: tuple[DatasetSpec, ...], draft: Draft, model: ModelArguments, data: DataArguments, train: TrainArguments
+) -> View:
+    """What these data sets are to a run. Raises ConfigError for settings that do not go with them."""
+    from internvl_chat.train.setup import build_maker, cores, index_folder
+    from internvl_chat.train.source import tuning_of, what_trains
+
+    maker = build_maker(specs, draft.config, draft.tokenizer, data, train.seed)
+    trains = what_trains(draft.config, model, tuning_of(model, draft.new_token_ids))
+    return View(
+        Path(str(data.meta_path)),
+        specs,
+        maker,
+        draft.config,
+        draft.tokenizer,
+        model,
+        data,
+        train,
+        trains,
+        index_folder(data),
+        data.index_workers or cores(),
+        draft.built,
+    )
+
+
+def read_flags(flags: Sequence[str], meta: str | None = None) -> Arguments:
+    """The arguments of a run that is only looked at; nothing is set up for it. Notes about old flags are logged.
+
+    ``meta``: the manifest, where ``--meta_path`` does not name it. Raises ConfigError with all that is wrong.
+    """
+    from internvl_chat.config.parse import build_arguments
+
+    found = scan_flags(flags, meta)
+    if found.problems:
+        raise ConfigError("\n".join(found.problems))
+    return build_arguments(found.values, start=False)
+
+
+def scan_flags(flags: Sequence[str], meta: str | None = None) -> Flags:
+    """The flags of a run, and all that is wrong with them, in words for a tool."""
     from transformers.utils import logging as library_logging
 
-    from internvl_chat.data.manifest import load_manifest
-    from internvl_chat.model.build import load_config
-    from internvl_chat.model.hub import find_folder
-    from internvl_chat.model.parts import check_image_size
-    from internvl_chat.model.tokenizer import load_tokenizer
-    from internvl_chat.train.setup import build_maker, cores, index_folder
-    from internvl_chat.train.source import checkpoint_overrides, tuning_of, what_trains
+    from internvl_chat.config import parse
 
     setup_logging()
     library_logging.set_verbosity_warning()
-    model, data, train = _read_flags(meta, flags)
-    specs = load_manifest(meta)
-    folder = find_folder(str(model.model_name_or_path), weights=False)
-    config = load_config(folder, checkpoint_overrides(model, data))
-    check_image_size(config.image_size, config.vision_config.patch_size, config.downsample_ratio)
-    tokenizer = load_tokenizer(folder)
-    maker = build_maker(specs, config, tokenizer, data, train.seed)
-    workers = data.index_workers or cores()
-    trains = what_trains(config, model, tuning_of(model))
-    return View(Path(meta), tuple(specs), maker, config, tokenizer, data, train, trains, index_folder(data), workers)
-
-
-def _read_flags(meta: str, flags: Sequence[str]) -> tuple[Any, DataArguments, TrainArguments]:
-    from internvl_chat.config.parse import parse_arguments
-
-    try:
-        model, data, train, notes = parse_arguments([*flags, f"--output_dir={_NO_OUTPUT}", f"--meta_path={meta}"])
-    except ConfigError as error:
-        lines = [_NO_MODEL if line.startswith(_MISSING) else line for line in str(error).splitlines()]
-        raise ConfigError("\n".join(lines)) from error
-    if model.model_name_or_path is None:
-        raise ConfigError(
-            "--vision_path and --llm_path: parts are built into a checkpoint when training starts, not here; give that "
-            "(OUTPUT_DIR/assembled), or another one of the same tokenizer and tile size, as --model_name_or_path"
-        )
-    for note in notes:
+    named = parse.given_flags(flags)
+    added = [] if "output_dir" in named else [f"--output_dir={NO_OUTPUT}"]
+    problems = []
+    if meta is not None:
+        if Path(str(named.get("meta_path", meta))) != Path(meta) and not _of_file(flags, "meta_path"):
+            problems.append(f"META {meta} and --meta_path {named['meta_path']} are two manifests; give one of them")
+        added.append(f"--meta_path={meta}")
+    found = parse.read_flags([*flags, *added])
+    problems += [_NO_MODEL if problem.startswith(_MISSING) else problem for problem in found.problems]
+    for note in found.notes:
         log.info("%s", note)
-    return model, data, train
+    return parse.Flags(found.values, found.notes, problems)
+
+
+def _of_file(flags: Sequence[str], name: str) -> bool:
+    """Whether a flag comes from a file of flags alone, which META overrules."""
+    return not any(word == f"--{name}" or word.startswith(f"--{name}=") for word in flags)

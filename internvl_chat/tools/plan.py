@@ -106,7 +106,7 @@ def add_own(parser: argparse.ArgumentParser) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the sub-command ``internvl plan``."""
-    add_meta(parser, add_own)
+    add_meta(parser)
 
 
 def run(args: argparse.Namespace) -> int:

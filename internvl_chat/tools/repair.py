@@ -41,13 +41,13 @@ def add_own(parser: argparse.ArgumentParser) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the sub-command ``internvl repair``."""
-    add_meta(parser, add_own, extra=("out", "OUT_DIR", "new or empty folder for the cleaned data"))
+    add_meta(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the cleaned data and print counts. Returns the exit status."""
-    own, flags = read_own(args, "repair", add_own)
-    out = Path(own.out)
+    own, flags = read_own(args, "repair", add_own, ("OUT_DIR", "new or empty folder for the cleaned data"))
+    out = Path(own.extra)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: is there already and not an empty folder; give a new OUT_DIR")
     results = repair(read_view(own.meta, flags), out, own.drop_duplicates, own.decode)

@@ -22,8 +22,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from internvl_chat.model.build import load_config, load_model
+    from internvl_chat.model.draft import check_image_size
     from internvl_chat.model.hub import find_folder
-    from internvl_chat.model.parts import check_image_size
     from internvl_chat.model.tokenizer import load_tokenizer
     from internvl_chat.train.folder import write_folder
 

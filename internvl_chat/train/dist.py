@@ -3,63 +3,93 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
+from internvl_chat.constants import DDP_TIMEOUT_S, START_TIMEOUT_S
 from internvl_chat.data.index_build import Crew
-from internvl_chat.errors import ConfigError, DataError
+from internvl_chat.errors import DataError
+from internvl_chat.train import meeting
+from internvl_chat.train.launch import Launch, find_launch
 
 T = TypeVar("T")
 
-_DEFAULTS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-_TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+# Variable in which a run notes how long a collective may take, in seconds.
+_TIMEOUT = "INTERNVL_DDP_TIMEOUT"
+_LONGEST_S = 1e8
 
 
-def prepare_environment(argv: Sequence[str]) -> None:
-    """Environment of a run with these flags, set before DeepSpeed is imported; what the user has set stays.
+def prepare_environment(argv: Sequence[str]) -> Launch:
+    """Which process of the run this is; the environment is set for torch and DeepSpeed before they are asked.
 
-    A plain ``python`` run with DeepSpeed is made to look like one process of torchrun, since it knows nothing less.
-    Raises ConfigError when several tasks were started without saying which rank each one is.
+    What the user has set stays. A plain ``python`` run with DeepSpeed is made to look like one process of torchrun,
+    since it knows nothing less. Raises ConfigError for an environment that cannot be read.
     """
-    if "RANK" not in os.environ:
-        tasks = next((int(os.environ[name]) for name in _TASK_COUNTS if os.environ.get(name, "").isdigit()), 1)
-        if tasks > 1:
-            raise ConfigError(
-                f"{tasks} tasks were started by srun or mpirun, but RANK is not set, so each would train by itself; "
-                "start one task per node that runs: torchrun --nproc_per_node=GPUS -m internvl_chat.train ..."
-            )
+    launch = find_launch(os.environ)
+    if launch.world_size > 1:
+        os.environ.update(launch.variables())
+    timeout_s = seconds_of(argv, "ddp_timeout", DDP_TIMEOUT_S)
+    os.environ[_TIMEOUT] = str(timeout_s)
+    os.environ.setdefault("DEEPSPEED_TIMEOUT", str(math.ceil(timeout_s / 60)))  # of the groups that it makes itself
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if not _wants_deepspeed(argv):
-        return
+    if flag_of(argv, "deepspeed") is None:
+        return launch
     if "RANK" not in os.environ:
-        os.environ.update(_DEFAULTS)
-        os.environ["MASTER_PORT"] = str(_free_port())
+        os.environ.update(replace(launch, master_port=_free_port()).variables())
     if on_cpu:
         # DeepSpeed would compile a shared-memory collective with g++ at start-up; gloo does the work as well.
         import deepspeed
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return launch
 
 
-def _wants_deepspeed(argv: Sequence[str]) -> bool:
-    """Whether the flags, or the JSON file of flags, name a DeepSpeed configuration."""
-    if len(argv) == 1 and argv[0].endswith(".json"):
+def join(launch: Launch, argv: Sequence[str]) -> None:
+    """Meet the other ranks and start the process group, with the timeouts of the flags. Raises LaunchError."""
+    start_timeout_s = seconds_of(argv, "start_timeout", START_TIMEOUT_S)
+    meeting.join(launch, start_timeout_s, float(os.environ[_TIMEOUT]))
+
+
+def seconds_of(argv: Sequence[str], name: str, default: float) -> float:
+    """A flag in seconds, before all flags are checked; the rules report what is no number."""
+    try:
+        found = float(flag_of(argv, name) or default)
+    except ValueError:
+        return default
+    return found if 0 < found < _LONGEST_S else default
+
+
+def flag_of(argv: Sequence[str], name: str) -> str | None:
+    """Last value of a flag among the words of a command line, or in the JSON file of flags that it begins with.
+
+    For what is needed before all flags are parsed and checked; None if it is not given, or cannot be read.
+    """
+    found: str | None = None
+    if argv and argv[0].endswith(".json"):
         try:
-            return bool(json.loads(Path(argv[0]).read_text(encoding="utf-8")).get("deepspeed"))
+            value = json.loads(Path(argv[0]).read_text(encoding="utf-8")).get(name)
         except (OSError, ValueError, AttributeError):
-            return False  # the parser will say what is wrong with it
-    return any(word.split("=")[0] == "--deepspeed" for word in argv)
+            value = None  # the parser will say what is wrong with it
+        found = None if value is None or value == "" else str(value)
+    for word, following in pairwise([*argv, ""]):
+        flag, equals, value = word.partition("=")
+        if flag == f"--{name}":
+            found = value if equals else following
+    return found
 
 
 def start_deepspeed_group() -> None:
@@ -80,7 +110,16 @@ def rank() -> int:
 
 @cache
 def _host_group() -> dist.ProcessGroup:
-    """Group of all ranks for what the hosts tell each other: patient, and without touching the accelerator.
+    """Group of all ranks for what the hosts tell each other in each step, without touching the accelerator.
+
+    It waits as long as any collective of the run does (``--ddp_timeout``).
+    """
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=float(os.environ.get(_TIMEOUT, DDP_TIMEOUT_S))))
+
+
+@cache
+def _patient_group() -> dist.ProcessGroup:
+    """The same for the time before training, which waits for a day.
 
     Building an index may take hours on the first process of a node; NCCL's watchdog would end the run meanwhile.
     """
@@ -88,9 +127,9 @@ def _host_group() -> dist.ProcessGroup:
 
 
 def barrier() -> None:
-    """Wait for all ranks; nothing on a single process."""
+    """Wait for all ranks, as long as it takes; nothing on a single process."""
     if world_size() > 1:
-        dist.barrier(group=_host_group())
+        dist.barrier(group=_patient_group())
 
 
 def leave() -> None:
@@ -101,6 +140,7 @@ def leave() -> None:
     if dist.is_initialized():
         barrier()
         _host_group.cache_clear()
+        _patient_group.cache_clear()
         dist.destroy_process_group()
 
 
@@ -142,7 +182,7 @@ def decide_on_main(question: Callable[[], T]) -> T:
             answer[0] = question()
         except Exception as error:  # noqa: BLE001 - whatever it is, every rank must hear of it
             answer[1] = error
-    dist.broadcast_object_list(answer, src=0, group=_host_group())
+    dist.broadcast_object_list(answer, src=0, group=_patient_group())
     if isinstance(answer[1], Exception):
         raise answer[1]
     return cast("T", answer[0])
@@ -153,15 +193,15 @@ def check_agreement(what: str, value: object, mend: str) -> None:
     if world_size() == 1:
         return
     answers: list[tuple[str, object]] = [("", None)] * world_size()
-    dist.all_gather_object(answers, (socket.gethostname(), value), group=_host_group())
+    dist.all_gather_object(answers, (socket.gethostname(), value), group=_patient_group())
     if any(answer != answers[0][1] for _, answer in answers):
         told = "; ".join(f"rank {number} on {host}: {answer}" for number, (host, answer) in enumerate(answers[:8]))
         raise DataError(f"the ranks do not see the same {what} ({told}); {mend}")
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is up on at least one rank."""
-    return bool(sum_over_ranks(torch.tensor([float(flag)], dtype=torch.float64))[0])
+def any_rank(*flags: bool) -> tuple[bool, ...]:
+    """Of each flag, whether it is up on at least one rank."""
+    return tuple(map(bool, sum_over_ranks(torch.tensor(flags, dtype=torch.float64)).tolist()))
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -67,9 +67,13 @@ def prepare(checkpoint: Path, saved: DataState, args: TrainArguments) -> list[Tr
 def _stage_of(args: TrainArguments) -> int | None:
     """ZeRO stage of a run, 1 counted as 2 (what they save is alike); None without DeepSpeed."""
     config = getattr(args, "hf_deepspeed_config", None)
+    return _stage_in(None if config is None else config.config)
+
+
+def _stage_in(config: Mapping[str, Any] | None) -> int | None:
     if config is None:
         return None
-    stage = int(config.config.get("zero_optimization", {}).get("stage", 0))
+    stage = int(config.get("zero_optimization", {}).get("stage", 0))
     return 2 if stage == 1 else stage
 
 
@@ -98,6 +102,11 @@ def _prepare_folder(checkpoint: Path, then: int, now: int, stage: int | None, ar
     change = f"{then} ranks -> {now}" if then != now else f"ZeRO stage {saved.stage} -> {stage}"
     _convert(checkpoint, saved.folder, name, saved.stage != stage, change)
     return name
+
+
+def check_kind(checkpoint: Path, config: Mapping[str, Any] | None) -> None:
+    """Raise CheckpointError where the optimizer of a checkpoint cannot go on under this DeepSpeed configuration."""
+    _check_kind(checkpoint, _look_at(checkpoint).stage, _stage_in(config))
 
 
 def _look_at(checkpoint: Path) -> _Saved:

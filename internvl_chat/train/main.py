@@ -27,6 +27,7 @@ from internvl_chat.train.callbacks import JsonLinesLog, NewSchedule, ShortBar, S
 from internvl_chat.train.finish import finish
 from internvl_chat.train.held_out import build_validator, start_ledger
 from internvl_chat.train.nonfinite import forget_after
+from internvl_chat.train.oversight import Oversight, StopAtStepEnd, oversee
 from internvl_chat.train.source import (
     ModelSource,
     build_model,
@@ -41,9 +42,20 @@ from internvl_chat.train.trainer import InternVLTrainer
 log = get_logger(__name__)
 
 
-def train(argv: Sequence[str]) -> InternVLTrainer:
-    """One training run, from flags to a model folder in ``--output_dir``. Raises InternVLError on user errors."""
+def train(argv: Sequence[str], oversight: Oversight | None = None) -> InternVLTrainer:
+    """One training run, from flags to a model folder in ``--output_dir``.
+
+    Raises InternVLError on user errors, Stopped when ``oversight`` is told to stop.
+    """
+    oversight = oversight or Oversight()
     model_args, data_args, args = _start(argv)
+    with oversee(args, oversight):
+        return _train(model_args, data_args, args, oversight)
+
+
+def _train(
+    model_args: ModelArguments, data_args: DataArguments, args: TrainArguments, oversight: Oversight
+) -> InternVLTrainer:
     output_dir = Path(str(args.output_dir))
     resume = dist.decide_on_main(
         lambda: state.find_resume(output_dir, args.overwrite_output_dir, args.resume_from_checkpoint)
@@ -67,6 +79,7 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
     dist.check_agreement("data", digest, "are all pictures and annotations visible on every node?")
     going_on = _prepare_resume(*resume, batches, identity, args) if resume else []
 
+    oversight.progress.enter("model")
     set_seed(args.seed)
     model = _prepare_model(source, model_args, args, tuning, trains)
     if dist.rank() == 0:
@@ -74,7 +87,6 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
         _tidy_output_dir(output_dir, args.overwrite_output_dir, batches, resume is not None)
         start_ledger(output_dir, validator)
     dist.barrier()  # a rank that is ahead must not write a ledger that rank 0 then clears away
-    rank = dist.rank()
     trainer = InternVLTrainer(
         model,
         args,
@@ -83,20 +95,31 @@ def train(argv: Sequence[str]) -> InternVLTrainer:
         identity=identity,
         learning_rates=rates,
         loss_reduction=data_args.loss_reduction,
-        ledger=Ledger(output_dir / (f"faults.rank{rank}.jsonl" if rank else "faults.jsonl")),
+        ledger=Ledger(output_dir / (f"faults.rank{dist.rank()}.jsonl" if dist.rank() else "faults.jsonl")),
         # A line that cannot be loaded is so in every epoch.
         max_faults=int(data_args.max_fault_share * len(batches.corpus) * max(1.0, batches.epochs)),
         validator=validator,
+        oversight=oversight,
     )
     _add_callbacks(trainer, args, output_dir)
     if resume:
         _go_on(trainer, *resume, going_on)
-    trainer.train(resume_from_checkpoint=str(resume[0]) if resume else None)
+    _run(trainer, resume[0] if resume else None)
     trainer.save_model()
     trainer.save_state()
     folder = finish(trainer, output_dir, model_args.merge_lora)
     _say_goodbye(trainer, folder)
     return trainer
+
+
+def _run(trainer: InternVLTrainer, checkpoint: Path | None) -> None:
+    """All steps that are left. Raises Stopped where the run is told to stop before."""
+    request = trainer.oversight.request
+    stop = StopAtStepEnd(request, can_go_on=not trainer.args.save_only_model)
+    trainer.add_callback(stop)
+    with request.training():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    stop.raise_if_stopped()
 
 
 def _add_callbacks(trainer: InternVLTrainer, args: TrainArguments, output_dir: Path) -> None:
@@ -150,7 +173,6 @@ def _start(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainArg
     library_logging.disable_progress_bar()
     # DeepSpeed calls functions that this torch has renamed; nothing a user could do about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    dist.prepare_environment(argv)
     model_args, data_args, args, notes = parse_arguments(argv)
     for note in notes:
         log.info("%s", note)

@@ -132,13 +132,15 @@ def build_schedule(
     resumed: DataState | None = None,
     trains: Trains | None = None,
     keep: bool = False,
+    world: int | None = None,
 ) -> Schedule:
     """Which samples make which step; of a run that goes on, the steps it has done are those it did.
 
-    ``keep`` plans on disk, beside the indexes.
+    ``keep`` plans on disk, beside the indexes. ``world``: ranks, if they are not those of this process group.
     """
     cost = pack_cost(config, trains, corpus.supervised_share)
-    settings = plan_settings(config, data, args, dist.world_size() * args.gradient_accumulation_steps, cost)
+    ranks = dist.world_size() if world is None else world
+    settings = plan_settings(config, data, args, ranks * args.gradient_accumulation_steps, cost)
     done = resumed.segments() if resumed else ()
     if done and replace(done[-1].settings, cost=settings.cost) == settings:
         # The weights of the cost may be known better today; the plan goes on as it began.

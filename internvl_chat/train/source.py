@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,13 +22,14 @@ from internvl_chat.data.template import OWN_TEMPLATE, get_template
 from internvl_chat.errors import ConfigError
 from internvl_chat.log import get_logger
 from internvl_chat.model.adapter import Origin
-from internvl_chat.model.build import load_config, load_model
+from internvl_chat.model.build import config_of, load_config, load_model
 from internvl_chat.model.config import InternVLChatConfig
+from internvl_chat.model.draft import Parts, check_image_size, draft
 from internvl_chat.model.flops import Trains, trains_by_flags
 from internvl_chat.model.hub import find_folder
 from internvl_chat.model.layout import fingerprint
 from internvl_chat.model.lora import LoraOptions
-from internvl_chat.model.parts import Parts, added_tokens, assemble, check_image_size, read_new_tokens
+from internvl_chat.model.parts import added_tokens, assemble, read_new_tokens
 from internvl_chat.model.tokenizer import load_tokenizer
 from internvl_chat.model.tune import Tuning, apply_tuning
 from internvl_chat.train import dist
@@ -68,6 +69,21 @@ class ModelSource:
         return Origin(self.folder, self.overrides, self.new_token_ids, self.fingerprint)
 
 
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """What a run would train, as far as it is known without reading weights.
+
+    ``folder`` None, and ``built`` True: parts, from which a folder would be built. ``overrides`` as of a ModelSource.
+    """
+
+    config: InternVLChatConfig
+    tokenizer: Any
+    folder: Path | None
+    new_token_ids: tuple[int, ...]
+    built: bool
+    overrides: dict[str, Any]
+
+
 def checkpoint_overrides(model: ModelArguments, data: DataArguments) -> dict[str, Any]:
     """Keys of config.json that the user set anew; what is None stays as the checkpoint has it."""
     wanted = {key: getattr(model, flag) for flag, key in _MODEL_FLAGS.items()}
@@ -83,59 +99,105 @@ def find_source(model: ModelArguments, data: DataArguments, args: TrainArguments
     """
     overrides = checkpoint_overrides(model, data)
     if model.vision_path is None:
-        folder = _found(model.model_name_or_path)
+        folder = _found(str(model.model_name_or_path))
     else:
-        folder = _build(model, data, args, overrides, keep)
-        overrides = {"drop_path_rate": model.drop_path_rate}  # all else is in the folder that was built
-    config = load_config(folder, overrides)
+        folder = _build(model, data, args, keep)
+        overrides = _after_building(model)
+    config, tokenizer = load_config(folder, overrides), load_tokenizer(folder)
+    new = _new_tokens(model, tuple(added_tokens(folder) or ()))
+    _check_source(config, tokenizer, data)
+    return ModelSource(folder, overrides, config, tokenizer, fingerprint(folder), new)
+
+
+def draft_source(model: ModelArguments, data: DataArguments, args: TrainArguments, weights: bool = False) -> Draft:
+    """What ``find_source`` would make of these flags, without building anything or reading a weight.
+
+    Raises what it would raise. ``weights``: parts must have their weight files, whose heads are looked at.
+    """
+    folder, overrides = None, checkpoint_overrides(model, data)
+    if model.vision_path is None:
+        folder = find_folder(str(model.model_name_or_path), weights=False)
+        config, tokenizer = load_config(folder, overrides), load_tokenizer(folder)
+        added = tuple(added_tokens(folder) or ())
+    else:
+        drafted = draft(parts_of(model, data, args, lambda name: find_folder(name, weights=False)), weights)
+        overrides = _after_building(model)
+        config, tokenizer = config_of(drafted.config.to_dict(), overrides), drafted.tokenizer
+        added = drafted.new_token_ids
+    new = _new_tokens(model, added)
+    _check_source(config, tokenizer, data)
+    return Draft(config, tokenizer, folder, new, folder is None, overrides)
+
+
+def _after_building(model: ModelArguments) -> dict[str, Any]:
+    """What the flags change of a folder that was built by them: all else is in it."""
+    return {"drop_path_rate": model.drop_path_rate}
+
+
+def _new_tokens(model: ModelArguments, added: tuple[int, ...]) -> tuple[int, ...]:
+    """The tokens whose rows alone train, if asked for."""
+    if model.train_new_tokens and not added:
+        raise ConfigError("--train_new_tokens True: building from these parts added no tokens; leave the flag out")
+    return added if model.train_new_tokens else ()
+
+
+def _check_source(config: InternVLChatConfig, tokenizer: Any, data: DataArguments) -> None:
+    """Raise ConfigError unless projector, tiles and template go with flags and tokenizer."""
     if data.down_sample_ratio is not None and data.down_sample_ratio != config.downsample_ratio:
         raise ConfigError(
             f"--down_sample_ratio {data.down_sample_ratio} contradicts the checkpoint, whose projector is made for "
             f"{config.downsample_ratio}; leave the flag out"
         )
     check_image_size(config.image_size, config.vision_config.patch_size, config.downsample_ratio)
-    tokenizer = load_tokenizer(folder)
     template_of(config, tokenizer)
-    new = tuple(added_tokens(folder) or ()) if model.train_new_tokens else ()
-    if model.train_new_tokens and not new:
-        raise ConfigError("--train_new_tokens True: building from these parts added no tokens; leave the flag out")
-    return ModelSource(folder, overrides, config, tokenizer, fingerprint(folder), new)
 
 
-def _found(name: str | None) -> Path:
+def _found(name: str) -> Path:
     """The folder of a model; what has to be downloaded is so by one process per node."""
     with dist.local_main_first():
-        return find_folder(str(name))
+        return find_folder(name)
 
 
-def _build(
-    model: ModelArguments, data: DataArguments, args: TrainArguments, overrides: dict[str, Any], keep: bool
-) -> Path:
+def _build(model: ModelArguments, data: DataArguments, args: TrainArguments, keep: bool) -> Path:
     """The folder built from parts, below the output folder; on a resumed run it is there already."""
-    if data.conv_style != OWN_TEMPLATE:
-        get_template(str(data.conv_style))  # before gigabytes are read
-    settings = {name: value for name, value in overrides.items() if name != "drop_path_rate"}
-    # Fine-tuned models of this family since 1.5 have these; the class defaults are those of the first releases.
-    settings |= {"downsample_ratio": data.down_sample_ratio or 0.5, "ps_version": model.ps_version or "v2"}
-    settings.setdefault("max_dynamic_patch", 12)
+    parts = parts_of(model, data, args, _found)
     if data.dynamic_image_size is None:
         log.info(
             "--dynamic_image_size is not given: the model is built for one tile per picture. The series since 1.5 cuts "
             "pictures into tiles: --dynamic_image_size True --use_thumbnail True"
         )
-    parts = Parts(
-        vision=_found(model.vision_path).resolve(),
-        llm=_found(model.llm_path).resolve(),
+    out = built_folder(args)
+    with whole_models(args):
+        return dist.decide_on_main(lambda: assemble(parts, out, keeps_build(args, keep)))
+
+
+def built_folder(args: TrainArguments) -> Path:
+    """Where a model is built from parts."""
+    return Path(str(args.output_dir)) / BUILT
+
+
+def keeps_build(args: TrainArguments, resumes: bool) -> bool:
+    """Whether what was built before must stay: a run goes on from it, or an adapter without checkpoints needs it."""
+    return resumes or ((Path(str(args.output_dir)) / ADAPTER).exists() and not args.overwrite_output_dir)
+
+
+def parts_of(model: ModelArguments, data: DataArguments, args: TrainArguments, find: Callable[[str], Path]) -> Parts:
+    """The parts that the flags name; ``find``: folder or name on the hub -> folder."""
+    if data.conv_style != OWN_TEMPLATE:
+        get_template(str(data.conv_style))  # before gigabytes are read
+    overrides = checkpoint_overrides(model, data)
+    settings = {name: value for name, value in overrides.items() if name not in _after_building(model)}
+    # Fine-tuned models of this family since 1.5 have these; the class defaults are those of the first releases.
+    settings |= {"downsample_ratio": data.down_sample_ratio or 0.5, "ps_version": model.ps_version or "v2"}
+    settings.setdefault("max_dynamic_patch", 12)
+    return Parts(
+        vision=find(str(model.vision_path)).resolve(),
+        llm=find(str(model.llm_path)).resolve(),
         mlp=None if model.mlp_path is None else Path(model.mlp_path).resolve(),
         new_tokens=() if model.new_tokens is None else read_new_tokens(Path(model.new_tokens)),
         settings=settings,
         seed=args.seed,
     )
-    out = Path(str(args.output_dir)) / BUILT
-    # An adapter without checkpoints was trained on it, too.
-    keep |= (out.parent / ADAPTER).exists() and not args.overwrite_output_dir
-    with whole_models(args):
-        return dist.decide_on_main(lambda: assemble(parts, out, keep))
 
 
 @contextmanager
@@ -224,12 +286,19 @@ def build_model(source: ModelSource, model: ModelArguments, args: TrainArguments
     return whole
 
 
+def quantization_problem(model: ModelArguments) -> str | None:
+    """Why a quantised model cannot be loaded here."""
+    if not (model.load_in_4bit or model.load_in_8bit) or is_bitsandbytes_available():
+        return None
+    flag = "--load_in_4bit" if model.load_in_4bit else "--load_in_8bit"
+    return f"{flag} needs the package bitsandbytes: pip install 'internvl_chat[quant]'"
+
+
 def _quantization(model: ModelArguments, args: TrainArguments) -> BitsAndBytesConfig | None:
     if not (model.load_in_4bit or model.load_in_8bit):
         return None
-    flag = "--load_in_4bit" if model.load_in_4bit else "--load_in_8bit"
-    if not is_bitsandbytes_available():
-        raise ConfigError(f"{flag} needs the package bitsandbytes: pip install 'internvl_chat[quant]'")
+    if problem := quantization_problem(model):
+        raise ConfigError(problem)
     return BitsAndBytesConfig(
         load_in_4bit=model.load_in_4bit,
         load_in_8bit=model.load_in_8bit,

@@ -24,7 +24,7 @@ from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.batch import Batch
 from internvl_chat.data.faults import FaultRecord, Ledger
 from internvl_chat.data.loader import MicroBatches, make_loader
-from internvl_chat.errors import ConfigError, DataError
+from internvl_chat.errors import DataError
 from internvl_chat.log import get_logger
 from internvl_chat.model.build import load_weights
 from internvl_chat.model.flops import peak_flops, tower_flops, trains_of
@@ -36,11 +36,13 @@ from internvl_chat.train.folder import write_folder
 from internvl_chat.train.inputs import MicroBatch, make_micro_batch, send
 from internvl_chat.train.metrics import COLUMNS, Meter, step_counts
 from internvl_chat.train.nonfinite import StepGuard, check_deepspeed, ledger_path, poison
+from internvl_chat.train.oversight import Oversight
 from internvl_chat.train.setup import data_state
 from internvl_chat.train.source import ModelSource
 from internvl_chat.train.state import ADAPTER, begin_saving, finish_saving, keep_newest
 from internvl_chat.train.validate import Validator, describe, quiet
 from internvl_chat.train.watch import StepWatch
+from internvl_chat.train.zero_check import check_one_rate
 
 log = get_logger(__name__)
 
@@ -71,17 +73,14 @@ class InternVLTrainer(Trainer):
         ledger: Ledger,
         max_faults: int,
         validator: Validator | None = None,
+        oversight: Oversight | None = None,
     ) -> None:
-        own = [part for part, rate in learning_rates.items() if rate is not None]
         zero = getattr(args, "hf_deepspeed_config", None)
-        if own and zero is not None and "optimizer" in zero.config:
-            raise ConfigError(
-                f"a learning rate of its own for {', '.join(own)}: the --deepspeed configuration has an optimizer, "
-                "which knows one rate; remove its optimizer block"
-            )
         if zero is not None:
+            check_one_rate(learning_rates, zero.config)
             check_deepspeed(zero.config)
         self.saved_step = -1
+        self.oversight = oversight or Oversight()
         # Old checkpoints are deleted here, after the new one is complete, not by the library before that.
         self._keep_checkpoints, args.save_total_limit = args.save_total_limit, None
         args.max_steps = batches.num_steps
@@ -132,6 +131,8 @@ class InternVLTrainer(Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | None]:
         """The micro-batches of one optimizer step, and its loss denominator: the weights of all ranks' tokens."""
+        self.oversight.request.step_begins()
+        self.oversight.progress.enter("batch", self.state.global_step + 1)
         self.meter.clock.enter("data")
         started = time.perf_counter()
         batches = list(islice(epoch_iterator, num_batches))
@@ -219,6 +220,7 @@ class InternVLTrainer(Trainer):
         """What ``validator`` measures, logged; the library's arguments are not used. Collective."""
         assert self.validator is not None, "an evaluation without data is refused before the model is loaded"
         started = time.perf_counter()
+        self.oversight.progress.enter("evaluate", self.state.global_step)
         model = self.model_wrapped if self.is_deepspeed_enabled else cast("nn.Module", self.model)
 
         def loss_of(batch: Batch, weights: torch.Tensor) -> torch.Tensor:
@@ -245,6 +247,7 @@ class InternVLTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         self.meter.clock.enter("forward")
+        self.oversight.progress.enter("step", self.state.global_step + 1)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.meter.clock.enter("optimizer" if self.accelerator.sync_gradients else "other")
         self.watch.add_loss(loss)
@@ -316,6 +319,8 @@ class InternVLTrainer(Trainer):
         write_folder(model, self.processing_class, folder, source=self.source.folder, state_dict=state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.oversight.progress.enter("save", self.state.global_step)
+        started = time.monotonic()
         output_dir = Path(self._get_output_dir(trial))
         checkpoint = output_dir / f"checkpoint-{self.state.global_step}"
         if self.saved_step == self.state.global_step:
@@ -334,6 +339,7 @@ class InternVLTrainer(Trainer):
                 keep_newest(output_dir, self._keep_checkpoints, Path(best) if best else None)
         self.saved_step = self.state.global_step
         dist.barrier()
+        self.oversight.request.saved(time.monotonic() - started)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Weights of a checkpoint, every one of them (the library would only warn about missing ones)."""

@@ -43,7 +43,7 @@ class StepWatch(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Decide together whether the step is finite; one device sync. Raises DataError by policy.
+        """Decide together whether the step is finite, and the last one; one device sync. Raises DataError by policy.
 
         Without DeepSpeed nothing has moved yet: without gradients no optimizer touches weights, moments or decay.
         With it, its own check has dropped the step already.
@@ -54,7 +54,11 @@ class StepWatch(TrainerCallback):
         norm = 0.0 if self.grad_norm is None or args.fp16 else float(self.grad_norm)
         dropped = trainer.is_deepspeed_enabled and not args.fp16 and trainer.accelerator.optimizer_step_was_skipped
         finite = all(map(math.isfinite, losses)) and math.isfinite(norm) and not dropped
-        if not dist.any_rank(not finite):
+        request = trainer.oversight.request
+        if dist.rank() == 0:
+            request.look_at_clock()
+        refused, request.agreed = dist.any_rank(not finite, request.reason is not None)
+        if not refused:
             self._guard.passed()
             trainer.meter.applied()
             return

@@ -90,6 +90,9 @@ TRAIN = {
     "logging_steps": 10,
     "logging_first_step": True,
     "nonfinite_step": "stop",
+    "start_timeout": 600.0,
+    "late_after": 120.0,
+    "stop_before_end": None,
     "peak_tflops": None,
 }
 

@@ -276,7 +276,7 @@ def test_nothing_given_asks_for_the_three() -> None:
         (["--deepspeed"], "--deepspeed needs a value"),
         (
             ["--deepspeed", "zero4"],
-            "--deepspeed 'zero4' is neither a file nor one of zero1, zero2, zero3; did you mean",
+            "--deepspeed 'zero4' is neither a file nor one of zero1, zero2, zero3, zero3_offload; did you mean",
         ),
         (
             ["--max_packed_tokens", "4000"],

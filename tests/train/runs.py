@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def run_all(jobs: Sequence[Sequence[str]], processes: int = 1, timeout: int = 30
     """Run the command lines one after the other in the same process(es); returns what they printed.
 
     The processes are forks of one that has imported everything (``warm``), with the environment of torchrun. A job
-    ``["copy", source, target]`` copies a folder between two runs.
+    ``["copy", source, target]`` copies a folder between two runs; ``["measure", file, *flags]`` counts a run's tensors.
     """
     with tempfile.TemporaryDirectory() as folder:
         ranks = warm.start(jobs, processes, Path(folder), environment())
@@ -67,18 +68,42 @@ def weights(out: Path) -> dict[str, Any]:
     return load_file(out / "model.safetensors")
 
 
+def _fail_at_step_5() -> None:
+    from internvl_chat.train.trainer import InternVLTrainer
+
+    step = InternVLTrainer.training_step
+
+    def fail(self: InternVLTrainer, *args: Any, **kwargs: Any) -> Any:
+        assert self.state.global_step < 4, "this rank has a fault of its own"
+        return step(self, *args, **kwargs)
+
+    InternVLTrainer.training_step = fail  # type: ignore[method-assign]
+
+
 def work(jobs: Sequence[Sequence[str]]) -> None:
-    """Be one rank of these runs."""
+    """Be one rank of these runs; ``["run", flags ...]`` is one with the ending of the command line."""
     from accelerate.state import AcceleratorState
 
-    from internvl_chat.train import dist
+    from internvl_chat.train import dist, ending
     from internvl_chat.train.main import train
 
+    if jobs[0][0] != "run":
+        argv = [word for job in jobs for word in job]
+        dist.join(dist.prepare_environment(argv), argv)
     for job in jobs:
+        if job[0] == "run":
+            if os.environ.get("FAILING_RANK", "none") == os.environ.get("RANK"):
+                _fail_at_step_5()
+            sys.exit(ending.run(job[1:]))
         if job[0] == "copy":
             if os.environ.get("RANK", "0") == "0":
                 shutil.copytree(job[1], job[2])
             continue
-        train(list(job))
+        if job[0] == "measure":
+            from tests.train.measured import measure
+
+            measure(job[1], job[2:])
+        else:
+            train(list(job))
         AcceleratorState._reset_state()
     dist.leave()

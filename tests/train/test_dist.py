@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from internvl_chat.errors import ConfigError
 from internvl_chat.train import dist
 from tests.train.runs import environment
 
@@ -34,7 +33,7 @@ try:
     dist.decide_on_main(refuse)
 except ConfigError as error:
     out.append(str(error))
-out.append(dist.any_rank(me == 1))
+out.append(dist.any_rank(me == 1, False))
 out.append(dist.sum_over_ranks(torch.tensor([1.0, me], dtype=torch.float64)).tolist())
 dist.check_agreement("plan", "same", "mend")
 try:
@@ -54,14 +53,17 @@ def test_two_ranks_answer_alike(tmp_path: Path) -> None:
         [*command, str(tmp_path / "worker.py")], capture_output=True, text=True, env=environment(), timeout=120
     )
     # The two write to one pipe; their lines may run together.
-    assert done.stdout.count("['answer', 'no', True, [2.0, 1.0], 3]") == 2, done.stdout + done.stderr[-3000:]
+    assert done.stdout.count("['answer', 'no', (True, False), [2.0, 1.0], 3]") == 2, done.stdout + done.stderr[-3000:]
 
 
-def test_tasks_without_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
-    with pytest.raises(ConfigError, match="8 tasks were started by srun"):
-        dist.prepare_environment([])
+def test_flags_are_found_before_they_are_parsed(tmp_path: Path) -> None:
+    file = tmp_path / "args.json"
+    file.write_text(json.dumps({"ddp_timeout": 60, "deepspeed": ""}))
+    assert dist.flag_of([str(file)], "ddp_timeout") == "60"
+    assert dist.flag_of([str(file)], "deepspeed") is None
+    assert dist.flag_of([str(file), "--ddp_timeout=9"], "ddp_timeout") == "9"
+    assert dist.flag_of(["--a", "1", "--a", "2"], "a") == "2"
+    assert dist.seconds_of(["--ddp_timeout", "ten"], "ddp_timeout", 5.0) == 5.0
 
 
 def test_deepspeed_in_a_json_file_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "zero1 bf16": {"stage": "zero1", "bf16": True},
     "zero2 bf16": {"stage": "zero2", "bf16": True},
     "zero3 bf16": {"stage": "zero3", "bf16": True},
+    "zero3_offload bf16": {"stage": "zero3_offload", "bf16": True},
 }
 STOPS = ("ddp", "zero2", "zero3")
 

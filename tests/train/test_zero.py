@@ -20,7 +20,7 @@ SAVING = {**SHARED, "save_strategy": "steps", "save_steps": 3}
 def zero_config(stage: str, folder: Path) -> Path:
     """The shipped configuration, except that ZeRO-3 cuts up even the small tensors of a tiny model."""
     config = json.loads((FOLDER / f"{stage}.json").read_text())
-    if stage == "zero3":
+    if stage.startswith("zero3"):
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     path = folder / f"{stage}.json"
     path.write_text(json.dumps(config))

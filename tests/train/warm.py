@@ -59,6 +59,13 @@ class Ranks:
                 return codes
             time.sleep(0.01)
 
+    def ended(self, timeout: float) -> list[int | None]:
+        """The codes, once every rank has ended by itself; None for those that still run."""
+        deadline = time.monotonic() + timeout
+        while None in (codes := self.codes()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return codes
+
     def end(self) -> None:
         """Kill what still runs, and wait until it is gone."""
         self.kill()
@@ -183,6 +190,9 @@ def _be_rank(jobs: list[list[str]], env: dict[str, str], log: str) -> None:
 
     try:
         work(jobs)
+    except SystemExit as end:
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))
     except BaseException:  # noqa: BLE001 - also what argparse raises; a fork must never return to the server's loop
         traceback.print_exc()
         sys.stderr.flush()

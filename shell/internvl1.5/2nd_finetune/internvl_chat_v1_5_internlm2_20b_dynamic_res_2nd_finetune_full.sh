@@ -1,0 +1,13 @@
+#!/bin/sh
+# InternVL-Chat-V1-5, second fine-tuning: language model and projector train, the vision tower is frozen.
+# 8 GPUs x 2 samples x 8 accumulated = batch 128; one epoch.
+ROOT=$(readlink -f -- "$0") && ROOT=${ROOT%/shell/*} && . "$ROOT/shell/lib/run.sh"
+
+defaults GPUS=8 BATCH_SIZE=128 PER_DEVICE_BATCH_SIZE=2 \
+  OUTPUT_DIR="$ROOT/work_dirs/internvl_chat_v1_5/internvl_chat_v1_5_internlm2_20b_dynamic_res_2nd_finetune_full"
+launch torchrun internvl1.5_2nd_finetune_full \
+  --model_name_or_path "$ROOT/pretrained/InternVL-Chat-V1-5" \
+  --deepspeed zero3 \
+  --drop_path_rate 0.4 \
+  --learning_rate 2e-5 \
+  "$@"

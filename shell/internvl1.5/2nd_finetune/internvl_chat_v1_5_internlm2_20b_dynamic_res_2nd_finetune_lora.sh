@@ -1,0 +1,12 @@
+#!/bin/sh
+# InternVL-Chat-V1-5, second fine-tuning: LoRA of rank 16 in the language model, all else is frozen.
+# 2 GPUs x 2 samples x 4 accumulated = batch 16; one epoch.
+ROOT=$(readlink -f -- "$0") && ROOT=${ROOT%/shell/*} && . "$ROOT/shell/lib/run.sh"
+
+defaults GPUS=2 BATCH_SIZE=16 PER_DEVICE_BATCH_SIZE=2 \
+  OUTPUT_DIR="$ROOT/work_dirs/internvl_chat_v1_5/internvl_chat_v1_5_internlm2_20b_dynamic_res_2nd_finetune_lora"
+launch torchrun internvl1.5_2nd_finetune_lora \
+  --model_name_or_path "$ROOT/pretrained/InternVL-Chat-V1-5" \
+  --deepspeed zero3 \
+  --learning_rate 2e-5 \
+  "$@"

@@ -1,0 +1,10 @@
+#!/bin/sh
+# InternVL2_5-1B, second fine-tuning: LoRA of rank 16 in the language model, all else is frozen.
+# 2 GPUs x 4 samples x 2 accumulated = batch 16; one epoch; about 27 GB a GPU.
+ROOT=$(readlink -f -- "$0") && ROOT=${ROOT%/shell/*} && . "$ROOT/shell/lib/run.sh"
+
+defaults GPUS=2 BATCH_SIZE=16 PER_DEVICE_BATCH_SIZE=4 \
+  OUTPUT_DIR="$ROOT/work_dirs/internvl_chat_v2_5/internvl2_5_1b_dynamic_res_2nd_finetune_lora"
+launch torchrun internvl2.5_2nd_finetune_lora \
+  --model_name_or_path "$(model InternVL2_5-1B)" \
+  "$@"

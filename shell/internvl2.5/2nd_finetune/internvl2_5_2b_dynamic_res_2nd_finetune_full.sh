@@ -1,0 +1,11 @@
+#!/bin/sh
+# InternVL2_5-2B, second fine-tuning: language model and projector train, the vision tower is frozen.
+# 8 GPUs x 4 samples x 4 accumulated = batch 128; one epoch; about 30 GB a GPU.
+ROOT=$(readlink -f -- "$0") && ROOT=${ROOT%/shell/*} && . "$ROOT/shell/lib/run.sh"
+
+defaults GPUS=8 BATCH_SIZE=128 PER_DEVICE_BATCH_SIZE=4 \
+  OUTPUT_DIR="$ROOT/work_dirs/internvl_chat_v2_5/internvl2_5_2b_dynamic_res_2nd_finetune_full"
+launch torchrun internvl2.5_2nd_finetune_full \
+  --model_name_or_path "$(model InternVL2_5-2B)" \
+  --weight_decay 0.01 \
+  "$@"

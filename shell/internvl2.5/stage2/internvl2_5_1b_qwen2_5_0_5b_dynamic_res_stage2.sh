@@ -1,0 +1,12 @@
+#!/bin/sh
+# InternVL2.5-1B, stage 2: all of the model trains; InternViT-300M-448px-V2_5 + Qwen2.5-0.5B-Instruct.
+# 512 GPUs x 1 pack = batch 512 packs; 22000 steps, the data 4 times. Your data: --meta_path.
+ROOT=$(readlink -f -- "$0") && ROOT=${ROOT%/shell/*} && . "$ROOT/shell/lib/run.sh"
+
+defaults GPUS=512 \
+  OUTPUT_DIR="$ROOT/work_dirs/internvl_chat_v2_5/internvl2_5_1b_qwen2_5_0_5b_dynamic_res_stage2"
+launch srun internvl2.5_stage2 \
+  --model_name_or_path "$ROOT/work_dirs/internvl_chat_v2_5/internvl2_5_1b_qwen2_5_0_5b_dynamic_res_stage1" \
+  --max_steps 22000 \
+  --weight_decay 0.01 \
+  "$@"

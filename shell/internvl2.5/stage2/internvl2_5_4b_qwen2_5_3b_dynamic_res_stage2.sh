@@ -1,0 +1,12 @@
+#!/bin/sh
+# InternVL2.5-4B, stage 2: all of the model trains; InternViT-300M-448px-V2_5 + Qwen2.5-3B-Instruct.
+# 512 GPUs x 1 pack = batch 512 packs; 11000 steps, the data 2 times. Your data: --meta_path.
+ROOT=$(readlink -f -- "$0") && ROOT=${ROOT%/shell/*} && . "$ROOT/shell/lib/run.sh"
+
+defaults GPUS=512 \
+  OUTPUT_DIR="$ROOT/work_dirs/internvl_chat_v2_5/internvl2_5_4b_qwen2_5_3b_dynamic_res_stage2"
+launch srun internvl2.5_stage2 \
+  --model_name_or_path "$ROOT/work_dirs/internvl_chat_v2_5/internvl2_5_4b_qwen2_5_3b_dynamic_res_stage1" \
+  --max_steps 11000 \
+  --weight_decay 0.01 \
+  "$@"

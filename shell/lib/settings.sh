@@ -1,0 +1,85 @@
+# Sourced by run.sh: what is asked for, made whole and checked. Numbers that do not fit are refused, with those that do.
+# shellcheck shell=sh disable=SC2034,SC2154 # names that both files use
+
+settle_launcher() { # DEFAULT: sets LAUNCHER, and PRINT if the command is only to be shown
+  PRINT=
+  case ${LAUNCHER:=$1} in
+  srun | slurm) LAUNCHER=srun ;;
+  torchrun | pytorch) LAUNCHER=torchrun ;;
+  python | mpi) ;;
+  print) LAUNCHER=$1 PRINT=1 ;;
+  *) die "LAUNCHER=$LAUNCHER: must be srun (or slurm), torchrun (or pytorch), python, mpi or print" ;;
+  esac
+  if is_on "${SUBMIT:-}" && [ "$LAUNCHER" = mpi ]; then
+    die "SUBMIT=1: mpirun gets no warning before the time is up; set LAUNCHER=srun or LAUNCHER=torchrun"
+  fi
+  [ -z "${INTERNVL_BATCH:-}" ] || [ "$LAUNCHER" != python ] || LAUNCHER=srun # only a step is warned by SLURM
+}
+
+settle_numbers() {
+  : "${GPUS_PER_NODE:=8}" "${CPUS_PER_TASK:=10}" "${GRACE:=120}" "${NNODES:=1}"
+  [ -n "${GPUS:-}" ] || die "GPUS is not set: it is the number of GPUs of the whole run, e.g. GPUS=8"
+  require_numbers "GPUS=$GPUS" "GPUS_PER_NODE=$GPUS_PER_NODE" "BATCH_SIZE=${BATCH_SIZE:-}" \
+    "PER_DEVICE_BATCH_SIZE=${PER_DEVICE_BATCH_SIZE:-}" "CPUS_PER_TASK=$CPUS_PER_TASK" "GRACE=$GRACE" \
+    "NNODES=$NNODES" "MASTER_PORT=${MASTER_PORT:-}"
+  [ "$LAUNCHER" != python ] || [ "$GPUS" -eq 1 ] ||
+    die "GPUS=$GPUS: LAUNCHER=python is one process on one GPU; set LAUNCHER=torchrun, or leave GPUS out"
+}
+
+on_slurm() { # whether a torchrun script gets its nodes from SLURM
+  [ -z "${INTERNVL_NODE:-}" ] && { is_on "${SUBMIT:-}" || [ -n "${INTERNVL_BATCH:-}" ]; }
+}
+
+settle_nodes() { # sets NODES, and GPUS_PER_NODE to what a node really gives
+  if [ "$LAUNCHER" = torchrun ] && ! on_slurm; then
+    GPUS_PER_NODE=$((GPUS / NNODES)) NODES=$NNODES
+    [ $((GPUS % NNODES)) -eq 0 ] ||
+      die "GPUS=$GPUS is not a multiple of NNODES=$NNODES: set $(multiples_near GPUS "$GPUS" "$NNODES")"
+    return
+  fi
+  [ "$LAUNCHER" != mpi ] && [ "$GPUS_PER_NODE" -le "$GPUS" ] || GPUS_PER_NODE=$GPUS
+  NODES=$((GPUS / GPUS_PER_NODE))
+  [ $((GPUS % GPUS_PER_NODE)) -eq 0 ] ||
+    die "GPUS=$GPUS is not a multiple of GPUS_PER_NODE=$GPUS_PER_NODE: set $(multiples_near GPUS "$GPUS" \
+      "$GPUS_PER_NODE"), or GPUS_PER_NODE=$(largest_divisor "$GPUS" "$GPUS_PER_NODE")"
+}
+
+settle_batch() { # RECIPE WORD...: sets PER_DEVICE and ACCUMULATION
+  PER_DEVICE=${PER_DEVICE_BATCH_SIZE:-$(with_lines last_value "per_device_train_batch_size${newline}1$newline$1")}
+  ACCUMULATION=$(with_lines last_value "gradient_accumulation_steps${newline}1$newline$1")
+  shift
+  own=$(last_value gradient_accumulation_steps '' "$@")
+  [ -z "${BATCH_SIZE:-}" ] || [ -n "$own" ] || divide_batch $((GPUS * PER_DEVICE))
+  ACCUMULATION=${own:-$ACCUMULATION}
+  PER_DEVICE=$(last_value per_device_train_batch_size "$PER_DEVICE" "$@")
+  require_numbers "--per_device_train_batch_size=$PER_DEVICE" "--gradient_accumulation_steps=$ACCUMULATION"
+}
+
+divide_batch() { # STEP, samples of one micro-batch of all GPUs: sets ACCUMULATION
+  ACCUMULATION=$((BATCH_SIZE / $1))
+  [ $((BATCH_SIZE % $1)) -ne 0 ] || return 0
+  mend=$(multiples_near BATCH_SIZE "$BATCH_SIZE" "$1")
+  [ $((BATCH_SIZE % GPUS)) -ne 0 ] ||
+    mend="$mend, or PER_DEVICE_BATCH_SIZE=$(largest_divisor $((BATCH_SIZE / GPUS)) "$PER_DEVICE")"
+  die "BATCH_SIZE=$BATCH_SIZE is not a multiple of GPUS x PER_DEVICE_BATCH_SIZE = $GPUS x $PER_DEVICE = $1: set $mend"
+}
+
+settle_python() {
+  [ -z "${PYTHON:-}" ] || return 0
+  for folder in "${VIRTUAL_ENV:-}" "${CONDA_PREFIX:-}" "$ROOT/.venv"; do
+    [ -z "$folder" ] || [ ! -x "$folder/bin/python" ] || { PYTHON=$folder/bin/python && return; }
+  done
+  PYTHON=$(command -v python3 || command -v python || printf 'python3\n')
+}
+
+plural() { # NUMBER NOUN
+  [ "$1" -eq 1 ] && printf '%s %s\n' "$1" "$2" || printf '%s %ss\n' "$1" "$2"
+}
+
+summary() { # WORD...: what starts, with the batch as it is
+  noun=sample
+  ! is_on "$(with_lines last_value "use_packed_ds${newline}False$newline$recipe" "$@")" || noun=pack
+  printf '%s: %s, %s x %s, batch %s = %s x %s per device x %s accumulated\n' \
+    "$NAME" "$LAUNCHER" "$(plural "$NODES" node)" "$(plural "$GPUS_PER_NODE" GPU)" \
+    "$(plural $((GPUS * PER_DEVICE * ACCUMULATION)) "$noun")" "$(plural "$GPUS" GPU)" "$PER_DEVICE" "$ACCUMULATION"
+}

@@ -1,0 +1,11 @@
+#!/bin/sh
+# InternVL2-1B for DriveLM: driving, questions about six cameras: all of the model trains.
+# 8 GPUs x 1 pack = batch 8 packs; 15100 steps.
+ROOT=$(readlink -f -- "$0") && ROOT=${ROOT%/shell/*} && . "$ROOT/shell/lib/run.sh"
+
+defaults GPUS=8 \
+  OUTPUT_DIR="$ROOT/work_dirs/domain_adaptation/internvl2_1b_qwen2_0_5b_dynamic_res_finetune_drivelm"
+launch srun domain_adaptation_drivelm \
+  --model_name_or_path "$ROOT/pretrained/InternVL2-1B" \
+  --conv_style Hermes-2 \
+  "$@"

@@ -1,0 +1,12 @@
+#!/bin/sh
+# InternVL2-2B for remote sensing: all of the model trains.
+# 8 GPUs x 1 pack x 8 accumulated = batch 64 packs; 2500 steps.
+ROOT=$(readlink -f -- "$0") && ROOT=${ROOT%/shell/*} && . "$ROOT/shell/lib/run.sh"
+
+defaults GPUS=8 \
+  OUTPUT_DIR="$ROOT/work_dirs/domain_adaptation/internvl2_2b_internlm2_1_8b_dynamic_res_finetune_remote"
+launch srun domain_adaptation_remote \
+  --model_name_or_path "$ROOT/pretrained/InternVL2-2B" \
+  --conv_style internlm2-chat \
+  --save_total_limit 7 \
+  "$@"
