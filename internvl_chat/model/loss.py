@@ -233,8 +233,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     grad_hidden[part] = (grad @ matrix).to(hidden.dtype)
                 if grad_weight is not None:
                     _add_product(grad_weight, grad, inputs, first=not start)
-                del grad
-            del logits  # else both would be alive while the next chunk is made
+                del logits, grad  # else they are alive while the next chunk is made
         stored_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         stored_bias = None if grad_bias is None or bias is None else grad_bias.to(bias.dtype)
         ctx.save_for_backward(grad_hidden, stored_weight, stored_bias)
