@@ -9,6 +9,7 @@ from importlib import import_module
 
 from internvl_chat import __version__
 from internvl_chat.errors import InternVLError
+from internvl_chat.log import hush_libraries
 
 # Command -> (module with add_arguments(parser) and run(args), one line of help).
 TOOLS = {
@@ -52,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; user errors end in their message and exit status 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    hush_libraries()
     try:
         if argv[:1] == ["train"]:
             import_module("internvl_chat.train.preempt").hold_signals()

@@ -12,6 +12,11 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name if name.startswith("internvl_chat") else f"internvl_chat.{name}")
 
 
+def hush_libraries() -> None:
+    """Before anything is imported: where bitsandbytes is installed, it warns of a kernel that is not."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def setup_logging(verbose: bool = False) -> None:
     """Write log lines to stderr; ranks above 0 only warnings. Called by entry points, never at import."""
     rank = int(os.environ.get("RANK", "0"))
@@ -21,6 +26,4 @@ def setup_logging(verbose: bool = False) -> None:
     logger = logging.getLogger("internvl_chat")
     logger.handlers[:] = [handler]
     logger.propagate = False
-    # Where it is installed, it warns of a kernel that is not, whether anything is quantised or not.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logger.setLevel(logging.DEBUG if verbose else logging.INFO if rank == 0 else logging.WARNING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,7 +132,8 @@ def _add_callbacks(trainer: InternVLTrainer, args: TrainArguments, output_dir: P
     trainer.add_callback(TrainableText(table, lambda: trainer.callback_handler.callbacks))
     trainer.add_callback(JsonLinesLog(output_dir / "train_log.jsonl"))
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
-    trainer.add_callback(ShortLines() if args.disable_tqdm else ShortBar())
+    bar = sys.stderr.isatty() and not args.disable_tqdm  # in a file a bar is a line of a thousand pieces
+    trainer.add_callback(ShortBar() if bar else ShortLines())
 
 
 def _prepare_resume(

@@ -41,7 +41,8 @@ start_again() { # STATUS of the run
   fi
   printf '%s %s\n' "$restarts" "$step" >"$counted"
   say "stopped ($reason); back into the queue, to go on from step $step"
-  scontrol requeue "$SLURM_JOB_ID" || say "scontrol requeue failed; if SLURM has requeued the job, all is well"
+  scontrol requeue "$SLURM_JOB_ID" 2>/dev/null ||
+    say "(SLURM has done that by itself, or forbids it: squeue -j $SLURM_JOB_ID shows which)"
 }
 
 unset SUBMIT

@@ -697,7 +697,7 @@ def test_a_checkpoint_without_its_marker_is_none(a_job: Job) -> None:
 
 def test_a_requeue_that_slurm_has_made_already_is_no_failure(a_job: Job) -> None:
     assert a_job.run(75, asks=True, FAKE_STATUS_scontrol=1)
-    assert "if SLURM has requeued the job, all is well" in a_job.said
+    assert "SLURM has done that by itself, or forbids it" in a_job.said
 
 
 def test_the_job_script_outlives_the_signals_that_its_run_gets(project: Path, bench: Bench) -> None:
