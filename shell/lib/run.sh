@@ -212,7 +212,7 @@ become() { # COMMAND...: this process turns into it, so that signals and exit st
 look() { # FLAG...: CHECK and ESTIMATE, about the flags of the run
   need_python
   if is_on "${CHECK:-}"; then
-    tool check "$@" || exit
+    tool check --world_size "$GPUS" "$@" || exit
   fi
   if is_on "${ESTIMATE:-}"; then
     with_lines tool "estimate$newline--gpus$newline$GPUS$newline$(words_of "${ESTIMATE_ARGS:-}")" "$@"

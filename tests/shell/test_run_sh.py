@@ -244,7 +244,7 @@ def test_check_and_estimate_get_the_flags_of_the_run(shell: list[str], project: 
     done = bench.run(shell, script(project, FULL), "--seed", "1", env=env)
     assert done.returncode == 0, done.stderr
     check, estimate = bench.calls("python")[1:]
-    assert check.argv == ["-m", "internvl_chat", "check", *run]
+    assert check.argv == ["-m", "internvl_chat", "check", "--world_size", "1", *run]
     options = ["--gpus", "1", "--gpu_memory", "80", "--html", "*"]
     assert estimate.argv == ["-m", "internvl_chat", "estimate", *options, *run]
     assert check.env["PYTHONPATH"] == str(project)
