@@ -52,12 +52,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; user errors end in their message and exit status 2."""
+    own_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     hush_libraries()
     try:
         if argv[:1] == ["train"]:
-            import_module("internvl_chat.train.preempt").hold_signals()
-            return int(import_module("internvl_chat.train.ending").run(argv[1:]))
+            return _train(argv[1:], own_process)
         args = make_parser().parse_args(argv)
         module, _ = TOOLS[args.command]
         return import_module(module).run(args) or 0
@@ -66,3 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _train(argv: Sequence[str], own_process: bool) -> int:
+    """Train. While a process of its own starts and ends, signals wait: its exit status is to be that of the run."""
+    preempt = import_module("internvl_chat.train.preempt")
+    if own_process:
+        preempt.hold_signals()
+    try:
+        return int(import_module("internvl_chat.train.ending").run(argv))
+    finally:
+        if own_process:
+            preempt.hold_signals()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -13,8 +14,14 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def hush_libraries() -> None:
-    """Before anything is imported: where bitsandbytes is installed, it warns of a kernel that is not."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    """Before anything is imported: warnings about which a user can do nothing.
+
+    Where bitsandbytes is installed, it warns of a kernel that is not; accelerate, that the Trainer counts accumulated
+    steps itself; peft, that a model that was not loaded has no name.
+    """
+    for name in ("bitsandbytes", "accelerate.accelerator"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path` was renamed")
 
 
 def setup_logging(verbose: bool = False) -> None:

@@ -36,7 +36,7 @@ MAX_FUNCTION_LINES = 60
 LATE = {"deepspeed", "decord", "av", "fsspec", "aiohttp", "s3fs", "pyarrow", "yaml", "flash_attn", "liger_kernel"}
 LATE |= {"gradio", "fastapi", "uvicorn", "petrel_client", "apex"}
 MAY_PRINT = ("cli.py", "tools/", "infer/command.py")
-ENTRY_POINTS = ("__main__.py", "train/__main__.py")
+ENTRY_POINTS = ("__main__.py", "train/__main__.py", "train/torchrun.py")
 SEEDED = ("default_rng", "Generator", "SeedSequence")
 RANDOM_FUNCTIONS = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "manual_seed", "seed"}
 
@@ -164,7 +164,7 @@ def test_optional_packages_are_imported_late(path: Path) -> None:
 @each_file
 def test_importing_a_module_does_nothing(path: Path) -> None:
     """No call for its effect at module level: no registration, no environment, no warnings filter."""
-    if path.name == "__main__.py":
+    if name_of(path) in ENTRY_POINTS:
         return
     for node in module_level(tree_of(path)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):

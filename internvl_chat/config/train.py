@@ -83,6 +83,9 @@ class TrainArguments(TrainingArguments):
         # Every rank calls every module in every micro-batch, so no search for unused parameters is needed.
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False
+        # There are no buffers that change; rank 0 would send the same constants in every forward pass.
+        if self.ddp_broadcast_buffers is None:
+            self.ddp_broadcast_buffers = False
         # The loader starts at the step to resume from; nothing is replayed.
         self.ignore_data_skip = True
         self.per_device_eval_batch_size = self.per_device_eval_batch_size or self.per_device_train_batch_size

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class Batches(Protocol):
 
 def make_loader(batches: Batches, num_workers: int, pin_memory: bool, prefetch: int | None = None) -> DataLoader:
     """DataLoader that yields the batches in order. Its own generator keeps the global random state untouched."""
-    return DataLoader(
+    return _Loader(
         batches.reader,
         batch_size=None,
         sampler=batches,
@@ -117,11 +117,21 @@ def make_loader(batches: Batches, num_workers: int, pin_memory: bool, prefetch: 
     )
 
 
+class _Loader(DataLoader):
+    """A DataLoader whose workers are born with SIGTERM blocked, in every thread that libraries start in them."""
+
+    def __iter__(self) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _heed_parent_only(worker: int) -> None:
     """Whoever signals all processes of a job means the rank, which still needs its workers to end in good order."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
 
 

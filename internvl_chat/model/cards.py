@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 # Of the memory on the data sheet: what is there after firmware and error correction (an H100 of 80 shows 79.1 GiB).
@@ -46,6 +47,10 @@ CARDS: tuple[Card, ...] = (
 
 
 def card(device_name: str) -> Card | None:
-    """The card of that name, or whose name is part of it; None if it is not known."""
-    name = device_name.lower()
-    return next((one for one in CARDS if one.name.lower() in name), None)
+    """The card of that name, or whose name is part of it, however it is spaced; None if it is not known."""
+    name = _plain(device_name)
+    return next((one for one in CARDS if _plain(one.name) in name), None)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).lower()

@@ -10,6 +10,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, R
 from huggingface_hub.utils import HfHubHTTPError
 
 from internvl_chat.errors import CheckpointError, first_line
+from internvl_chat.model.catalogue import releases
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Configs, tokenizers, safetensors and the code that travels with them; no second copy as .bin, no example pictures.
@@ -28,7 +29,9 @@ def find_folder(name: str | Path, weights: bool = True) -> Path:
         return folder
     # A name on the hub looks like a path of two parts; where the first of them is a folder here, a path was meant.
     if not _NAME.fullmatch(str(name)) or folder.parent.is_dir():
-        raise CheckpointError(f"{name}: no such folder; check the path")
+        known = folder.name in {release.name for release in releases()}
+        hint = f"; to get it: hf download OpenGVLab/{folder.name} --local-dir {name}" if known else ""
+        raise CheckpointError(f"{name}: no such folder; check the path{hint}")
     try:
         return Path(snapshot_download(str(name), allow_patterns=_FILES + _WEIGHTS * weights))
     except RepositoryNotFoundError as error:

@@ -7,7 +7,7 @@
     load: {tokens, row, tiles, supervised, mask}: the largest micro-batch; measured (bool: from the data)
     memory: {peak, phase (in which it is highest), largest (row), fits (null or bool), rows {row: bytes},
         phases {phase: bytes}, host_per_node (bytes)}
-    fits: [{gpus, stage (none, zero1, ...), peak, fits (null or bool), given (bool)}]: the same micro-batches
+    fits: [{gpus, stage (none, zero1, ...), peak, fits (null or bool), given (bool), host_per_node}]: the same micro-batches
     batches: [{factor, tokens, tiles, peak, fits}]: micro-batches of so many times the tokens, on these GPUs
     advice: text
     run: {steps (null: not known), tokens, tiles, flops: per step; flops_done (with recomputation), mfu,
@@ -43,13 +43,14 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 @dataclass(frozen=True)
 class Fit:
-    """A way to run it. ``fits`` None: no card was named."""
+    """A way to run it. ``fits`` None: no card was named. ``host_per_node``: bytes that lie in a machine's memory."""
 
     gpus: int
     stage: str
     peak: float
     fits: bool | None
     given: bool = False
+    host_per_node: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -235,8 +236,10 @@ def _fits(subject: Subject, gpus: int, usable: float | None) -> Iterator[Fit]:
     for count in sorted({*(n for n in COUNTS if n <= max(16, 4 * gpus)), gpus}):
         for stage in stages:
             own = stage == given
-            peak = memory_of(subject, count, None if own else stage).peak
-            yield Fit(count, stage, peak, None if usable is None else peak <= usable, own and count == gpus)
+            memory = memory_of(subject, count, None if own else stage)
+            fits = None if usable is None else memory.peak <= usable
+            host = sum(memory.host.values()) * min(PER_NODE, count)
+            yield Fit(count, stage, memory.peak, fits, own and count == gpus, host)
 
 
 def _batches(subject: Subject, gpus: int, usable: float | None) -> Iterator[Batch]:

@@ -85,7 +85,7 @@ def read_subject(meta: str | None, flags: Sequence[str], world: int) -> Subject:
     parameters, trains, adapters = _count(config, model, tuning)
     corpus_view = None if unread or draft is None else _view(draft, model, data, train, notes)
     notes += [f"the data are not read: {problem}" for problem in unread if problem.startswith("--meta_path")]
-    if draft is None:
+    if draft is None and not unread:
         notes.append("the data are not read: without the checkpoint's tokenizer their tokens cannot be counted")
     amounts = None if corpus_view is None else _amounts(*corpus_view, world)
     load, step, steps = amounts or assumed(config, data, train, world)

@@ -20,7 +20,8 @@ Row = tuple[str, ...]
 def report_lines(found: Estimate) -> Iterator[str]:
     """Everything, in order."""
     subject = found.subject
-    yield f"{visible(subject.name)} on {found.gpus} x {found.gpu or 'GPU'}, --deepspeed {stage_name(subject.zero)}"
+    cards = f"{found.gpus} x {found.gpu}" if found.gpu else f"{found.gpus} GPUs (--gpu names a card)"
+    yield f"{visible(subject.name)} on {cards}, --deepspeed {stage_name(subject.zero)}"
     yield from (f"note: {note}" for note in subject.notes)
     for rows in (parameter_rows(found), memory_rows(found)):
         yield ""
@@ -29,6 +30,8 @@ def report_lines(found: Estimate) -> Iterator[str]:
     for rows in (fit_rows(found), batch_rows(found)):
         yield ""
         yield from table(rows)
+        if rows[0][0] == "GPUs":
+            yield from host_lines(found)
     yield ""
     yield from run_lines(found)
     yield f"advice: {found.advice}"
@@ -85,6 +88,13 @@ def fit_rows(found: Estimate) -> list[Row]:
             (f"{count:,}", *(_cell(cells[stage].peak, cells[stage].fits, cells[stage].given) for stage in stages))
         )
     return rows
+
+
+def host_lines(found: Estimate) -> Iterator[str]:
+    """What a way to run it takes of the machines, which no card shows."""
+    for stage in dict.fromkeys(one.stage for one in found.fits if one.host_per_node):
+        amounts = ", ".join(f"{gib(one.host_per_node)} with {one.gpus}" for one in found.fits if one.stage == stage)
+        yield f"{stage} also takes of each machine's own memory, in GiB by number of GPUs: {amounts}"
 
 
 def batch_rows(found: Estimate) -> list[Row]:

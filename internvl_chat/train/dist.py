@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import socket
@@ -11,24 +10,22 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
-from itertools import pairwise
-from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
+from internvl_chat.config.early import flag_of, seconds_of
 from internvl_chat.constants import DDP_TIMEOUT_S, START_TIMEOUT_S
 from internvl_chat.data.index_build import Crew
 from internvl_chat.errors import DataError
 from internvl_chat.train import meeting
-from internvl_chat.train.launch import Launch, find_launch
+from internvl_chat.train.launch import NAMED, Launch, find_launch
 
 T = TypeVar("T")
 
 # Variable in which a run notes how long a collective may take, in seconds.
 _TIMEOUT = "INTERNVL_DDP_TIMEOUT"
-_LONGEST_S = 1e8
 
 
 def prepare_environment(argv: Sequence[str]) -> Launch:
@@ -62,34 +59,10 @@ def join(launch: Launch, argv: Sequence[str]) -> None:
     """Meet the other ranks and start the process group, with the timeouts of the flags. Raises LaunchError."""
     start_timeout_s = seconds_of(argv, "start_timeout", START_TIMEOUT_S)
     meeting.join(launch, start_timeout_s, float(os.environ[_TIMEOUT]))
-
-
-def seconds_of(argv: Sequence[str], name: str, default: float) -> float:
-    """A flag in seconds, before all flags are checked; the rules report what is no number."""
-    try:
-        found = float(flag_of(argv, name) or default)
-    except ValueError:
-        return default
-    return found if 0 < found < _LONGEST_S else default
-
-
-def flag_of(argv: Sequence[str], name: str) -> str | None:
-    """Last value of a flag among the words of a command line, or in the JSON file of flags that it begins with.
-
-    For what is needed before all flags are parsed and checked; None if it is not given, or cannot be read.
-    """
-    found: str | None = None
-    if argv and argv[0].endswith(".json"):
-        try:
-            value = json.loads(Path(argv[0]).read_text(encoding="utf-8")).get(name)
-        except (OSError, ValueError, AttributeError):
-            value = None  # the parser will say what is wrong with it
-        found = None if value is None or value == "" else str(value)
-    for word, following in pairwise([*argv, ""]):
-        flag, equals, value = word.partition("=")
-        if flag == f"--{name}":
-            found = value if equals else following
-    return found
+    if launch.world_size > 1:
+        # Now, while all are here: to make a group is a collective, too, and one that no signal can interrupt.
+        _host_group()
+        _patient_group()
 
 
 def start_deepspeed_group() -> None:
@@ -195,7 +168,7 @@ def check_agreement(what: str, value: object, mend: str) -> None:
     answers: list[tuple[str, object]] = [("", None)] * world_size()
     dist.all_gather_object(answers, (socket.gethostname(), value), group=_patient_group())
     if any(answer != answers[0][1] for _, answer in answers):
-        told = "; ".join(f"rank {number} on {host}: {answer}" for number, (host, answer) in enumerate(answers[:8]))
+        told = "; ".join(f"rank {number} on {host}: {answer}" for number, (host, answer) in enumerate(answers[:NAMED]))
         raise DataError(f"the ranks do not see the same {what} ({told}); {mend}")
 
 

@@ -11,12 +11,14 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from torch.distributed import DistError, Store
 
+from internvl_chat.config.early import flag_of, seconds_of
 from internvl_chat.constants import LATE_AFTER_S
 from internvl_chat.errors import ConfigError, InternVLError, LaunchError, first_line
 from internvl_chat.log import get_logger, setup_logging
@@ -32,17 +34,17 @@ from internvl_chat.train.heartbeat import (
 )
 from internvl_chat.train.launch import Launch, host_name
 from internvl_chat.train.oversight import Oversight
-from internvl_chat.train.preempt import Stopped, heed_signals
-from internvl_chat.train.state import complete_checkpoints, note_start_again
+from internvl_chat.train.preempt import Stopped, heed_signals, release_signals
+from internvl_chat.train.state import complete_checkpoints
+from internvl_chat.train.status import AGAIN, FAILED, INTERRUPTED, USER_ERROR, note_start_again, output_folder
 
 T = TypeVar("T")
 log = get_logger(__name__)
 
-USER_ERROR = 2
-AGAIN = os.EX_TEMPFAIL  # 75
-INTERRUPTED = 130
 # What gloo, NCCL and the store say when the other side is gone or does not answer.
-_LOST = re.compile(r"closed by peer|reset by peer|refused|broken pipe|timed? ?out|NCCL|gloo|socket", re.IGNORECASE)
+_LOST = re.compile(
+    r"connection (closed|reset) by peer|connection refused|broken pipe|timed? ?out|NCCL|gloo|socket", re.IGNORECASE
+)
 _SHOWN = 4
 _PATIENCE_S = 5.0  # for a store whose rank may be gone
 
@@ -52,9 +54,13 @@ def run(argv: Sequence[str]) -> int:
     launch, oversight = Launch(), Oversight()
     with heed_signals(oversight.request):
         try:
+            release_signals()
             launch = dist.prepare_environment(argv)
             setup_logging()
+            if launch.rank == 0:
+                _note(argv, None)
             dist.join(launch, argv)
+            oversight = Oversight(oversight.request, give_up=lambda: _give_up(launch, argv, oversight.failures))
             from internvl_chat.train.main import train
 
             train(argv, oversight)
@@ -63,25 +69,14 @@ def run(argv: Sequence[str]) -> int:
         except BaseException as error:
             oversight.request.ignore()
             status = _end(launch, argv, error, oversight.failures)
+            if launch.world_size > 1:
+                if status is None:
+                    traceback.print_exception(error)
+                # Threads that beat, and what others have left of the connections, must not decide about the status.
+                _exit_now(FAILED if status is None else status)
             if status is None:
                 raise
             return status
-
-
-def _end(launch: Launch, argv: Sequence[str], error: BaseException, failures: list[str]) -> int | None:
-    """Say what ended the run; the exit status, None for what Python itself shall show."""
-    if isinstance(error, Stopped):
-        return _stopped(launch, argv, error, failures)
-    if isinstance(error, KeyboardInterrupt):
-        if launch.rank == 0:
-            log.warning("stopped by Ctrl-C; %s", _where_to_go_on(argv))
-        return INTERRUPTED
-    if launch.world_size > 1 and is_loss(error):
-        return _lost(launch, argv, error, failures)
-    if isinstance(error, InternVLError):
-        _say(launch, error)
-    _announce(launch, error, argv)
-    return USER_ERROR if isinstance(error, InternVLError) else None
 
 
 def is_loss(error: BaseException) -> bool:
@@ -89,10 +84,40 @@ def is_loss(error: BaseException) -> bool:
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and bool(_LOST.search(first_line(error))))
 
 
-def output_folder(argv: Sequence[str]) -> Path | None:
-    """``--output_dir``, as far as it can be told before the flags are checked."""
-    value = dist.flag_of(argv, "output_dir")
-    return Path(value) if value else None
+def _end(launch: Launch, argv: Sequence[str], error: BaseException, failures: list[str]) -> int | None:
+    """Say what ended the run; the exit status, None for what Python itself shows."""
+    if isinstance(error, Stopped):
+        return _stopped(launch, argv, error, failures)
+    if isinstance(error, KeyboardInterrupt):
+        if launch.rank == 0:
+            log.warning("stopped by Ctrl-C; %s", _where_to_go_on(argv))
+        return INTERRUPTED
+    if isinstance(error, meeting.RankMissing):
+        _say(launch, error)
+        _note(argv, str(error))
+        return AGAIN
+    if launch.world_size > 1 and is_loss(error):
+        return _lost(launch, argv, error, failures)
+    if isinstance(error, InternVLError):
+        _say(launch, error)
+    if not isinstance(error, LaunchError):
+        _announce(launch, error, argv)
+    _note(argv, None)
+    return USER_ERROR if isinstance(error, InternVLError) else None
+
+
+def _note(argv: Sequence[str], reason: str | None, step: int | None = None) -> None:
+    """Leave word that the run is to be started again, or take it back."""
+    folder = output_folder(argv)
+    if folder is not None:
+        note_start_again(folder, reason, step)
+
+
+def _exit_now(status: int) -> None:
+    """Leave without the interpreter's own end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 # -- what is said -----------------------------------------------------------------------------------------------------
@@ -135,12 +160,17 @@ def _with_store(launch: Launch, question: Callable[[Store], T]) -> T | None:
 
 
 def _where_to_go_on(argv: Sequence[str]) -> str:
+    newest = _newest_checkpoint(argv)
+    if newest is None:
+        return "no checkpoint was complete yet: the same command starts from the beginning"
+    overwrites = (flag_of(argv, "overwrite_output_dir") or "false").lower() not in ("false", "0", "no")
+    return f"the same command{' without --overwrite_output_dir' * overwrites} goes on from {newest}"
+
+
+def _newest_checkpoint(argv: Sequence[str]) -> Path | None:
     folder = output_folder(argv)
     complete = complete_checkpoints(folder) if folder is not None and folder.is_dir() else []
-    if not complete:
-        return "no checkpoint was complete yet: the same command starts from the beginning"
-    overwrites = (dist.flag_of(argv, "overwrite_output_dir") or "false").lower() not in ("false", "0", "no")
-    return f"the same command{' without --overwrite_output_dir' * overwrites} goes on from {complete[-1]}"
+    return complete[-1] if complete else None
 
 
 # -- why it ended -----------------------------------------------------------------------------------------------------
@@ -148,13 +178,11 @@ def _where_to_go_on(argv: Sequence[str]) -> str:
 
 def _stopped(launch: Launch, argv: Sequence[str], stop: Stopped, failures: list[str]) -> int:
     """A signal or the clock ended the run: it is to go on later, unless the signal only came because a rank failed."""
-    if failures or _with_store(launch, lambda store: read_failures(store, launch.rank, launch.world_size)):
-        return 1
-    folder = output_folder(argv)
-    if folder is not None and stop.can_go_on:
-        note_start_again(folder, stop.reason, stop.step)
-    if stop.together:
-        dist.leave()
+    failures = failures or _heard(launch)
+    if failures:
+        return _failed(launch, argv, failures)
+    if stop.can_go_on:
+        _note(argv, stop.reason, stop.step)
     if launch.rank == 0:
         what = _where_to_go_on(argv) if stop.can_go_on else "--save_only_model has left nothing to go on from"
         log.warning("stopped: %s; %s", stop.reason, what)
@@ -163,18 +191,44 @@ def _stopped(launch: Launch, argv: Sequence[str], stop: Stopped, failures: list[
 
 def _lost(launch: Launch, argv: Sequence[str], error: BaseException, failures: list[str]) -> int:
     """A collective broke off. Says which rank has done it; where that was no error of its own: start again."""
-    failures = failures or _with_store(launch, lambda store: read_failures(store, launch.rank, launch.world_size)) or []
-    reason = "" if failures else _with_store(launch, lambda store: _who_is_gone(store, launch, argv))
-    failures = failures or _with_store(launch, lambda store: read_failures(store, launch.rank, launch.world_size)) or []
+    failures = failures or _heard(launch)
+    reason = "" if failures else _with_store(launch, lambda store: _verdict(store, launch, argv))
+    failures = failures or _heard(launch)
     if failures:
-        _say(launch, LaunchError(f"the run has ended because {'; '.join(failures[:_SHOWN])}"))
-        return 1
+        return _failed(launch, argv, failures)
     reason = reason or "rank 0 is gone, or its node"
-    folder = output_folder(argv)
-    if folder is not None:
-        note_start_again(folder, reason)
-    _say(launch, LaunchError(f"{reason} ({first_line(error)}); {_where_to_go_on(argv)}"))
+    newest = _newest_checkpoint(argv)
+    _note(argv, reason, None if newest is None else int(newest.name.rpartition("-")[2]))
+    _say(launch, LaunchError(f"{reason} ({_plainly(error)}); {_where_to_go_on(argv)}"))
     return AGAIN
+
+
+def _failed(launch: Launch, argv: Sequence[str], failures: Sequence[str]) -> int:
+    """Other ranks have failed by themselves: started again they would fail again."""
+    _say(launch, LaunchError(f"the run has ended because {'; '.join(failures[:_SHOWN])}"))
+    _note(argv, None)
+    return FAILED
+
+
+def _give_up(launch: Launch, argv: Sequence[str], failures: Sequence[str]) -> None:
+    """Called beside a main thread that waits for a rank that has failed, and would wait for ever."""
+    _exit_now(_failed(launch, argv, failures))
+
+
+def _heard(launch: Launch) -> list[str]:
+    return _with_store(launch, lambda store: read_failures(store, launch.rank)) or []
+
+
+def _verdict(store: Store, launch: Launch, argv: Sequence[str]) -> str:
+    """Who is gone, as one rank finds out for all of them."""
+    if store.add("judges", 1) == 1:
+        store.set("verdict", _who_is_gone(store, launch, argv))
+    deadline = time.monotonic() + 4 * _interval_s(argv)
+    while not store.check(["verdict"]):
+        if time.monotonic() > deadline:  # the judge is gone, too
+            return _who_is_gone(store, launch, argv)
+        time.sleep(0.2)
+    return str(store.get("verdict").decode())
 
 
 def _who_is_gone(store: Store, launch: Launch, argv: Sequence[str]) -> str:
@@ -192,6 +246,13 @@ def _who_is_gone(store: Store, launch: Launch, argv: Sequence[str]) -> str:
     return f"a collective broke off though no rank is gone; {name_ranks([last], after)} was last, in {where}"
 
 
+def _plainly(error: BaseException) -> str:
+    """What a collective's error says, without places in the library's source."""
+    found = _LOST.search(first_line(error))
+    return found[0].lower() if found else type(error).__name__
+
+
 def _interval_s(argv: Sequence[str]) -> float:
     """Seconds between two beats, by the flags."""
-    return interval_s(dist.seconds_of(argv, "late_after", LATE_AFTER_S))
+    late_s = 0.0 if flag_of(argv, "late_after") in ("0", "0.0") else seconds_of(argv, "late_after", LATE_AFTER_S)
+    return interval_s(late_s)

@@ -17,6 +17,8 @@ from internvl_chat.errors import ConfigError
 
 # Below the ports that kernels hand out by themselves (Linux: 32768 and up), above those of well-known services.
 _PORTS = range(12000, 32000)
+# Ranks that a message names; there may be hundreds.
+NAMED = 8
 _DEFAULT_PORT = 29500  # torch's own
 # (rank, processes, rank on its node, processes on its node) as the MPI libraries name them.
 _MPI = {
@@ -163,7 +165,7 @@ def _number(env: Mapping[str, str], name: str, default: int) -> int:
     value = env.get(name, "")
     if not value:
         return default
-    if not value.isdigit():
+    if not value.isdecimal():
         raise ConfigError(f"{name}={value}: must be a whole number; it is set by the launcher")
     return int(value)
 

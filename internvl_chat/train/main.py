@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -77,6 +78,7 @@ def _train(
         raise
     identity["data"] = setup.data_identity(batches, data_args)
     digest = setup.plan_digest(batches)
+    oversight.progress.enter("agreement")
     dist.check_agreement("data", digest, "are all pictures and annotations visible on every node?")
     going_on = _prepare_resume(*resume, batches, identity, args) if resume else []
 
@@ -87,6 +89,7 @@ def _train(
         # Only now: nothing of an old run is deleted for a new one that could not have started.
         _tidy_output_dir(output_dir, args.overwrite_output_dir, batches, resume is not None)
         start_ledger(output_dir, validator)
+    oversight.progress.enter("start")
     dist.barrier()  # a rank that is ahead must not write a ledger that rank 0 then clears away
     trainer = InternVLTrainer(
         model,
@@ -106,6 +109,7 @@ def _train(
     if resume:
         _go_on(trainer, *resume, going_on)
     _run(trainer, resume[0] if resume else None)
+    oversight.progress.enter("finish")
     trainer.save_model()
     trainer.save_state()
     folder = finish(trainer, output_dir, model_args.merge_lora)
@@ -165,7 +169,7 @@ def _say_goodbye(trainer: InternVLTrainer, folder: Path) -> None:
     """What was left out since the run, or its last resume, began; where the model is."""
     if trainer.meter.faults_in_all and dist.rank() == 0:  # a sum over all ranks
         log.warning("%d samples could not be loaded and were left out: faults.jsonl", trainer.meter.faults_in_all)
-    log.info("the model is in %s; try it: internvl chat %s", folder, folder)
+    log.info("the model is in %s; try it: internvl chat %s", folder, shlex.quote(str(folder)))
 
 
 def _start(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainArguments]:

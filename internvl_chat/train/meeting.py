@@ -20,13 +20,16 @@ from torch.distributed import DistError, Store, TCPStore
 
 from internvl_chat.errors import LaunchError, first_line
 from internvl_chat.log import get_logger
-from internvl_chat.train.launch import Launch, host_name
+from internvl_chat.train.launch import NAMED, Launch, host_name
 
 log = get_logger(__name__)
 
 _ALL_HERE = "yes"
-_NAMED = 8  # ranks that are named in a message
 _SIOCGIFADDR = 0x8915  # Linux: address of a network interface
+
+
+class RankMissing(LaunchError):
+    """A process that was started with the others is not there: its node may be at fault, so another start may help."""
 
 
 def join(launch: Launch, start_timeout_s: float, timeout_s: float) -> None:
@@ -61,7 +64,14 @@ def connect(timeout_s: float) -> Store:
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     socket.create_connection((address, port), timeout=timeout_s).close()
-    return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
+    store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
+    return torch_dist.PrefixStore(_identity(), store)
+
+
+def _identity() -> str:
+    """Of this start of this run: another run on the same port, or an earlier attempt of torchrun, is not heard."""
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "PMIX_NAMESPACE", "TORCHELASTIC_RUN_ID")
+    return "/".join(os.environ.get(name, "") for name in (*names, "TORCHELASTIC_RESTART_COUNT"))
 
 
 def call_roll(store: Store, launch: Launch, timeout_s: float) -> None:
@@ -71,17 +81,18 @@ def call_roll(store: Store, launch: Launch, timeout_s: float) -> None:
     if launch.rank == 0:
         store.set("roll", _wait_for_all(store, launch, timeout_s))
     # Rank 0 gives up first, and says why. Not store.wait: a signal must not have to wait with it.
-    deadline = time.monotonic() + timeout_s + 60
+    deadline, pause = time.monotonic() + timeout_s + 60, 0.05
     try:
         while not store.check(["roll"]):
             if time.monotonic() > deadline:
-                raise LaunchError(f"rank 0 at {_master(launch)} did not answer within {timeout_s + 60:.0f} s")
-            time.sleep(0.05)
+                raise RankMissing(f"rank 0 at {_master(launch)} did not answer within {timeout_s + 60:.0f} s")
+            time.sleep(pause)
+            pause = min(1.0, 1.5 * pause)  # hundreds of ranks ask
         answer = store.get("roll").decode()
     except (DistError, RuntimeError) as error:
-        raise LaunchError(f"rank 0 at {_master(launch)} came, but is gone ({first_line(error)})") from error
+        raise RankMissing(f"rank 0 at {_master(launch)} came, but is gone ({first_line(error)})") from error
     if answer != _ALL_HERE:
-        raise LaunchError(answer)
+        raise RankMissing(answer)
 
 
 def _wait_for_all(store: Store, launch: Launch, timeout_s: float) -> str:
@@ -104,8 +115,8 @@ def _wait_for_all(store: Store, launch: Launch, timeout_s: float) -> str:
 def _missing(store: Store, launch: Launch) -> str:
     """``3 of 16 ranks: 4 (node2), 5 (node2), ...``."""
     missing = [rank for rank in range(launch.world_size) if not store.check([f"host/{rank}"])]
-    named = [f"{rank} ({launch.host_of(rank)})" if launch.host_of(rank) else str(rank) for rank in missing[:_NAMED]]
-    more = ", ..." if len(missing) > _NAMED else ""
+    named = [f"{rank} ({launch.host_of(rank)})" if launch.host_of(rank) else str(rank) for rank in missing[:NAMED]]
+    more = ", ..." if len(missing) > NAMED else ""
     return f"{len(missing)} of {launch.world_size} ranks: {', '.join(named)}{more}"
 
 
@@ -134,13 +145,12 @@ def _open_store(launch: Launch, timeout_s: float) -> Store:
                 f"rank 0 cannot listen on port {launch.master_port} of {host_name()}: "
                 f"{first_line(error)}; another program has it? Set MASTER_PORT to a free one"
             ) from error
-        raise LaunchError(
+        raise RankMissing(
             f"rank {launch.rank} on {host_name()} cannot reach rank 0 at {_master(launch)} "
             f"within {timeout_s:.0f} s (--start_timeout): it did not start, or the network is closed between the "
             f"nodes ({first_line(error)})"
         ) from error
-    # A second group of ranks that torchrun starts must not find what the first has left behind.
-    return torch_dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return torch_dist.PrefixStore(_identity(), store)
 
 
 def _wait_for_listener(launch: Launch, timeout_s: float) -> None:

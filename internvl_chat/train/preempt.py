@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from types import FrameType
@@ -22,77 +22,81 @@ log = get_logger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # What a signal does.
-_AT_ONCE, _AT_STEP_END, _NEVER = range(3)
+_AT_ONCE, _AT_STEP_END, _AFTER, _NEVER = range(4)
 
 
 class Stopped(BaseException):
     """The run stops before its end. ``step``: of the checkpoint that was saved for it, if one was.
 
-    ``together``: every rank does so, at the same place.
 
     No Exception: nothing that handles errors on the way may swallow it.
     """
 
-    def __init__(self, reason: str, step: int | None = None, can_go_on: bool = True, together: bool = False) -> None:
+    def __init__(self, reason: str, step: int | None = None, can_go_on: bool = True) -> None:
         super().__init__(reason)
-        self.reason, self.step, self.can_go_on, self.together = reason, step, can_go_on, together
+        self.reason, self.step, self.can_go_on = reason, step, can_go_on
 
 
 class StopRequest:
-    """Whether, and why, this rank wants the run to stop.
+    """Whether, and why, this rank wants the run to stop. ``agreed`` is set when any rank has a reason.
 
-    Before training a signal raises ``Stopped`` at once, for there is nothing to save; while it trains it is noted.
-    ``end_s``: when the job ends (seconds since 1970), ``margin_s``: how long before that to stop; None: twice the
-    longest step and the longest save so far, and half a minute; 0: the clock is not looked at. ``agreed`` is set when
-    any rank has a reason.
+    Before training a signal raises ``Stopped`` at once, for there is nothing to save; in a step it is noted. After the
+    last step what is left is quicker to end than to do again: word is left to start again, should there be no time.
     """
 
-    def __init__(self, end_s: float | None = None, margin_s: float | None = None) -> None:
+    def __init__(self) -> None:
         self.reason: str | None = None
         self.agreed = False
         self._now = _AT_ONCE
-        self._end_s, self._margin_s = end_s, margin_s
-        self._longest_step_s = self._longest_save_s = 0.0
+        self._end_s: float | None = None
+        self._margin_s: float | None = None
+        self._tell: Callable[[str | None], None] = lambda reason: None
+        self._longest = {"step": 0.0, "save": 0.0, "evaluation": 0.0}
         self._step_began: float | None = None
+
+    def watch(self, end_s: float | None, margin_s: float | None, tell: Callable[[str | None], None]) -> None:
+        """``end_s``: when the job ends (seconds since 1970), ``margin_s``: how long before that to stop; None: by what
+        steps, saves and evaluations have taken; 0: the clock is not looked at. ``tell`` leaves word to start again."""
+        self._end_s, self._margin_s, self._tell = end_s, margin_s, tell
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
         reason = f"signal {signal.Signals(number).name}"
         if self._now == _AT_ONCE:
+            self._now = _NEVER
             raise Stopped(reason)
-        if self._now == _AT_STEP_END and self.reason is None:
-            self.reason = reason
+        if self._now == _NEVER or self.reason is not None:
+            return
+        self.reason = reason
+        if self._now == _AT_STEP_END:
             log.warning("%s: a checkpoint is saved at the end of this step, then the run stops", reason)
+        else:
+            log.warning("%s: training is done, what is left is finished", reason)
+            self._tell(f"{reason} while the final model was written")
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Within the block a signal does not stop the run at once."""
+        """Within the block a signal does not stop the run at once, nor does it after."""
         self._now = _AT_STEP_END
-        try:
-            yield
-        finally:
-            self._now = _AT_ONCE
+        yield
+        self._now = _AFTER
 
     def ignore(self) -> None:
         """The run is ending: signals have nothing to say any more."""
         self._now = _NEVER
 
-    def watch_clock(self, end_s: float | None, margin_s: float | None) -> None:
-        """Stop in time before ``end_s``, see the class."""
-        self._end_s, self._margin_s = end_s, margin_s
-
     def step_begins(self) -> None:
         """The time of a step is counted from here to ``look_at_clock``."""
         self._step_began = time.monotonic()
 
-    def saved(self, seconds: float) -> None:
-        """A save took so long."""
-        self._longest_save_s = max(self._longest_save_s, seconds)
+    def took(self, what: str, seconds: float) -> None:
+        """A "save" or an "evaluation" took so long."""
+        self._longest[what] = max(self._longest[what], seconds)
 
     def look_at_clock(self, now_s: float | None = None) -> None:
         """At the end of a step: is there time for another one, and to save it?"""
         if self._step_began is not None:
-            self._longest_step_s = max(self._longest_step_s, time.monotonic() - self._step_began)
+            self.took("step", time.monotonic() - self._step_began)
         if self._end_s is None or self._margin_s == 0 or self.reason is not None:
             return
         left = self._end_s - (time.time() if now_s is None else now_s)
@@ -104,12 +108,17 @@ class StopRequest:
         """Seconds before the job's end at which the run stops."""
         if self._margin_s is not None:
             return self._margin_s
-        return 2 * self._longest_step_s + 2 * self._longest_save_s + 30
+        return 2 * self._longest["step"] + 2 * self._longest["save"] + self._longest["evaluation"] + 30
 
 
 def hold_signals() -> None:
-    """Signals wait for ``heed_signals``: imports take seconds, in which they would end the process without a word."""
+    """Signals wait until they are released: while Python starts or ends they would end the process without a word."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def release_signals() -> None:
+    """Those that were held arrive now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 @contextmanager
@@ -120,7 +129,6 @@ def heed_signals(request: StopRequest) -> Iterator[None]:
         return
     old = {number: signal.signal(number, request.handle) for number in SIGNALS}
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         yield
     finally:
         for number, handler in old.items():

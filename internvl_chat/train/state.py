@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,8 +23,6 @@ log = get_logger(__name__)
 
 MARKER = "internvl_state.json"
 SAVING = "internvl_saving.json"
-# Says that a run ended for a reason outside of it, and is to be started again: batch jobs look for it.
-START_AGAIN = "start_again.json"
 # Folder of the trained adapter, in the output folder.
 ADAPTER = "adapter"
 _NAME = re.compile(r"checkpoint-(\d+)$")
@@ -210,17 +207,6 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
             yield from _differences(then, now, f"{prefix}{name}.")
         elif then != now:
             yield f"{prefix}{name}: {then} then, {now} now"
-
-
-def note_start_again(output_dir: Path, reason: str | None, step: int | None = None) -> None:
-    """Leave word that the run is to be started again; ``reason`` None takes it back. Any rank may do so."""
-    path = output_dir / START_AGAIN
-    if reason is None:
-        path.unlink(missing_ok=True)
-    elif output_dir.is_dir():
-        temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
-        temporary.write_text(json.dumps({"reason": reason, "step": step}) + "\n", encoding="utf-8")
-        temporary.replace(path)
 
 
 def check_model_survives(output_dir: Path, model: Path, fresh: bool) -> None:

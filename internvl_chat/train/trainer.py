@@ -131,8 +131,7 @@ class InternVLTrainer(Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | None]:
         """The micro-batches of one optimizer step, and its loss denominator: the weights of all ranks' tokens."""
-        self.oversight.request.step_begins()
-        self.oversight.progress.enter("batch", self.state.global_step + 1)
+        self.oversight.step_begins(self.state.global_step + 1)
         self.meter.clock.enter("data")
         started = time.perf_counter()
         batches = list(islice(epoch_iterator, num_batches))
@@ -146,22 +145,18 @@ class InternVLTrainer(Trainer):
         settings = schedule.settings
         padded = sum(batch.input_ids.numel() for batch in batches)
         capacity = settings.max_tokens * self.args.per_device_train_batch_size * len(batches)
-        counts = step_counts(micro_batches, capacity if settings.packed else padded, waited)
-        counts = dist.sum_over_ranks(counts)
+        self.oversight.progress.enter("exchange", self.state.global_step + 1)
+        counts = dist.sum_over_ranks(step_counts(micro_batches, capacity if settings.packed else padded, waited))
         idle = schedule.idle_share(self.state.global_step, place.world_size, place.accumulation, self.is_zero3)
         self.meter.add(counts, micro_batches, idle)
         if self.meter.faults_in_all > self.max_faults:
             here = [str(fault) for batch in batches for fault in batch.faults][:_SHOWN]
-            raise DataError(
-                "\n".join(
-                    [
-                        f"samples that could not be loaded so far: {self.meter.faults_in_all}, more than "
-                        f"--max_fault_share allows ({self.max_faults}); all are listed in {self.ledger.path}; "
-                        "`internvl check --decode` finds them before, `internvl repair --decode` takes them out",
-                        *here,
-                    ]
-                )
+            told = (
+                f"samples that could not be loaded so far: {self.meter.faults_in_all}, more than --max_fault_share "
+                f"allows ({self.max_faults}); all are listed in {self.ledger.path}; `internvl check --decode` finds "
+                "them before, `internvl repair --decode` takes them out"
             )
+            raise DataError("\n".join([told, *here]))
         self.watch.begin(micro_batches)
         denominator = send(counts[COLUMNS.index("weight")].float(), device)
         return micro_batches, denominator
@@ -233,6 +228,7 @@ class InternVLTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.meter.skip(time.perf_counter() - started)
+        self.oversight.request.took("evaluation", time.perf_counter() - started)
         return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -241,13 +237,15 @@ class InternVLTrainer(Trainer):
         return kept and super()._determine_best_metric(metrics, trial)
 
     def _load_best_model(self) -> None:
+        if self.control.should_training_stop and self.state.global_step < self.state.max_steps:
+            return  # it goes on later
         load_best(cast("nn.Module", self.model), Path(str(self.state.best_model_checkpoint)), self.args, self.is_zero3)
 
     # -- log ----------------------------------------------------------------------------------------------------------
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         self.meter.clock.enter("forward")
-        self.oversight.progress.enter("step", self.state.global_step + 1)
+        self.oversight.progress.enter("forward", self.state.global_step + 1)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.meter.clock.enter("optimizer" if self.accelerator.sync_gradients else "other")
         self.watch.add_loss(loss)
@@ -264,6 +262,7 @@ class InternVLTrainer(Trainer):
         if self.is_deepspeed_enabled:
             loss = poison(loss)  # the next backward pass makes the step
         self.meter.clock.enter("backward")
+        self.oversight.progress.enter("backward", self.state.global_step + 1)
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -329,6 +328,7 @@ class InternVLTrainer(Trainer):
             begin_saving(checkpoint)
         dist.barrier()
         super()._save_checkpoint(model, trial)
+        self.oversight.progress.enter("saved", self.state.global_step)
         dist.barrier()
         # With --save_only_model there is nothing to resume from, so the folder is never declared a checkpoint.
         if self.is_world_process_zero() and not self.args.save_only_model:
@@ -339,7 +339,7 @@ class InternVLTrainer(Trainer):
                 keep_newest(output_dir, self._keep_checkpoints, Path(best) if best else None)
         self.saved_step = self.state.global_step
         dist.barrier()
-        self.oversight.request.saved(time.monotonic() - started)
+        self.oversight.request.took("save", time.monotonic() - started)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Weights of a checkpoint, every one of them (the library would only warn about missing ones)."""

@@ -55,6 +55,7 @@ class StepWatch(TrainerCallback):
         dropped = trainer.is_deepspeed_enabled and not args.fp16 and trainer.accelerator.optimizer_step_was_skipped
         finite = all(map(math.isfinite, losses)) and math.isfinite(norm) and not dropped
         request = trainer.oversight.request
+        trainer.oversight.progress.enter("check", state.global_step + 1)
         if dist.rank() == 0:
             request.look_at_clock()
         refused, request.agreed = dist.any_rank(not finite, request.reason is not None)

@@ -107,7 +107,7 @@ settle_rendezvous() { # where the processes of a torchrun over several nodes mee
 }
 
 torchrun_lines() { # torchrun as a module, so that it is that of PYTHON
-  printf '%s\n' "$PYTHON" -m torch.distributed.run
+  printf '%s\n' "$PYTHON" -m internvl_chat.train.torchrun
   if [ "$NNODES" -gt 1 ]; then
     printf '%s\n' --nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR"
     printf '%s\n' --master_port "${MASTER_PORT:-29500}"

@@ -17,6 +17,9 @@ settle_launcher() { # DEFAULT: sets LAUNCHER, and PRINT if the command is only t
 }
 
 settle_numbers() {
+  if [ -n "${SLURM_JOB_ID:-}" ] && ! is_on "${SUBMIT:-}"; then # in a job: what it was given
+    : "${GPUS_PER_NODE:=${SLURM_NTASKS_PER_NODE:-}}" "${CPUS_PER_TASK:=${SLURM_CPUS_PER_TASK:-}}"
+  fi
   : "${GPUS_PER_NODE:=8}" "${CPUS_PER_TASK:=10}" "${GRACE:=120}" "${NNODES:=1}"
   [ -n "${GPUS:-}" ] || die "GPUS is not set: it is the number of GPUs of the whole run, e.g. GPUS=8"
   require_numbers "GPUS=$GPUS" "GPUS_PER_NODE=$GPUS_PER_NODE" "BATCH_SIZE=${BATCH_SIZE:-}" \

@@ -162,7 +162,7 @@ def test_machines_and_batch_are_the_original_s(path: str) -> None:
         start = words.index("srun")
         assert words[start : start + len(expected)] == expected
     else:
-        assert words[words.index("no-python") :][:3] == ["no-python", "-m", "torch.distributed.run"]
+        assert words[words.index("no-python") :][:3] == ["no-python", "-m", "internvl_chat.train.torchrun"]
         assert flags["nproc_per_node"] == str(env["GPUS"])
     per_device, accumulated = (
         int(flags[name]) for name in ("per_device_train_batch_size", "gradient_accumulation_steps")

@@ -145,8 +145,8 @@ def test_torchrun_on_one_machine(shell: list[str], project: Path, bench: Bench) 
     assert done.returncode == 0, done.stderr
     call = bench.calls("python")[-1]
     assert call.argv[: call.argv.index("-m", 2) + 2] == [
-        "-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1", "--nproc_per_node", "2", "-m",
-        "internvl_chat.train",
+        "-m", "internvl_chat.train.torchrun", "--standalone", "--local_addr", "127.0.0.1", "--nproc_per_node", "2",
+        "-m", "internvl_chat.train",
     ]  # fmt: skip
     assert call.env["OMP_NUM_THREADS"] == "1"
     assert call.env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "77"

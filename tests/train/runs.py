@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,31 @@ def weights(out: Path) -> dict[str, Any]:
     return load_file(out / "model.safetensors")
 
 
-def _fail_at_step_5() -> None:
+def _fail_at(number: int) -> None:
     from internvl_chat.train.trainer import InternVLTrainer
 
     step = InternVLTrainer.training_step
 
     def fail(self: InternVLTrainer, *args: Any, **kwargs: Any) -> Any:
-        assert self.state.global_step < 4, "this rank has a fault of its own"
+        assert self.state.global_step < number - 1, "this rank has a fault of its own"
         return step(self, *args, **kwargs)
 
     InternVLTrainer.training_step = fail  # type: ignore[method-assign]
+
+
+def _be_slow_in(name: str) -> None:
+    """Once, in this method of the trainer."""
+    from internvl_chat.train.trainer import InternVLTrainer
+
+    method, slept = getattr(InternVLTrainer, name), list[int]()
+
+    def slow(self: InternVLTrainer, *args: Any, **kwargs: Any) -> Any:
+        if not slept and self.state.global_step >= 2:
+            slept.append(1)
+            time.sleep(5)
+        return method(self, *args, **kwargs)
+
+    setattr(InternVLTrainer, name, slow)
 
 
 def work(jobs: Sequence[Sequence[str]]) -> None:
@@ -93,7 +109,9 @@ def work(jobs: Sequence[Sequence[str]]) -> None:
     for job in jobs:
         if job[0] == "run":
             if os.environ.get("FAILING_RANK", "none") == os.environ.get("RANK"):
-                _fail_at_step_5()
+                _fail_at(int(os.environ.get("FAILING_STEP", "5")))
+            if os.environ.get("SLOW_RANK", "none") == os.environ.get("RANK"):
+                _be_slow_in(os.environ["SLOW_IN"])
             sys.exit(ending.run(job[1:]))
         if job[0] == "copy":
             if os.environ.get("RANK", "0") == "0":

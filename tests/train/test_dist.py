@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from internvl_chat.config.early import flag_of, seconds_of
 from internvl_chat.train import dist
 from tests.train.runs import environment
 
 WORKER = """
 import sys, torch
 from internvl_chat.errors import DataError, ConfigError
+from internvl_chat.config.early import flag_of, seconds_of
 from internvl_chat.train import dist
 torch.distributed.init_process_group("gloo")
 me = dist.rank()
@@ -59,11 +61,12 @@ def test_two_ranks_answer_alike(tmp_path: Path) -> None:
 def test_flags_are_found_before_they_are_parsed(tmp_path: Path) -> None:
     file = tmp_path / "args.json"
     file.write_text(json.dumps({"ddp_timeout": 60, "deepspeed": ""}))
-    assert dist.flag_of([str(file)], "ddp_timeout") == "60"
-    assert dist.flag_of([str(file)], "deepspeed") is None
-    assert dist.flag_of([str(file), "--ddp_timeout=9"], "ddp_timeout") == "9"
-    assert dist.flag_of(["--a", "1", "--a", "2"], "a") == "2"
-    assert dist.seconds_of(["--ddp_timeout", "ten"], "ddp_timeout", 5.0) == 5.0
+    assert flag_of([str(file)], "ddp_timeout") == "60"
+    assert flag_of([str(file)], "deepspeed") is None
+    assert flag_of([str(file), "--ddp_timeout=9"], "ddp_timeout") == "9"
+    assert flag_of(["--a", "1", "--a", "2"], "a") == "2"
+    assert flag_of(["--output-dir", "x"], "output_dir") == "x"
+    assert seconds_of(["--ddp_timeout", "ten"], "ddp_timeout", 5.0) == 5.0
 
 
 def test_deepspeed_in_a_json_file_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

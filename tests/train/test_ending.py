@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from internvl_chat.cli import main
 from internvl_chat.train.ending import is_loss
-from tests.train.runs import flags
+from tests.conftest import ROOT
+from tests.train.runs import environment, flags
 from tests.train.test_preempt import AGAIN, start, wait_for_steps
 
 
@@ -56,6 +61,57 @@ def test_a_rank_that_fails_by_itself_ends_the_run_for_good(failing: int, many_st
     assert f"rank {failing} failed: AssertionError on node7: this rank has a fault of its own" in other
     assert "Traceback" not in other
     assert "Traceback" in ranks.logs[failing].read_text()
+    assert not (tmp_path / "out" / "start_again.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_that_fails_in_its_first_step(failing: int, many_steps: list[str], tmp_path: Path) -> None:
+    env = {"FAILING_RANK": str(failing), "FAILING_STEP": "1"}
+    ranks = start([*many_steps, "--late_after", "0", "--deepspeed", "zero2"], 2, tmp_path / "logs", **env)
+    assert ranks.ended(60) == [1, 1], ranks.output()
+    assert f"rank {failing} failed: AssertionError" in ranks.logs[1 - failing].read_text()
+    assert not (tmp_path / "out" / "start_again.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "slow_in", "others_in"),
+    [
+        ("_micro_batch", "'batch' of step 3", "'exchange' of step 3"),
+        ("compute_loss", "'forward' of step 3", "'backward' of step 3"),
+        ("save_model", "'finish'", "'end'"),
+    ],
+)
+def test_a_rank_that_others_wait_for_is_named(
+    method: str, slow_in: str, others_in: str, tiny: Path, mixed_data: Path, tmp_path: Path
+) -> None:
+    words = flags(tiny, mixed_data, tmp_path / "out", max_steps=4, late_after=2)
+    env = {"SLOW_RANK": "1", "SLOW_IN": method, "SLURMD_NODENAME": "node7"}
+    ranks = start(words, 2, tmp_path / "logs", **env)
+    assert ranks.ended(60) == [0, 0], ranks.output()
+    log = ranks.logs[0].read_text()
+    found = re.search(r"rank 1 on node7 late: for \d s in (.*), while others are in (.*)", log)
+    assert found, log
+    assert found.groups() == (slow_in, others_in)
+    assert not (tmp_path / "out" / "start_again.json").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_while_python_starts(many_steps: list[str], tmp_path: Path) -> None:
+    """It waits until it is understood, then stops the run at once; what an old run has left counts no more."""
+    (tmp_path / "out").mkdir()
+    run = subprocess.Popen(
+        [sys.executable, "-m", "internvl_chat.train", *many_steps], env=environment(), cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    time.sleep(1)
+    run.send_signal(signal.SIGTERM)
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == AGAIN, output
+    assert "Traceback" not in output
+    assert json.loads((tmp_path / "out" / "start_again.json").read_text())["reason"] == "signal SIGTERM"
+    assert main(["train", *many_steps, "--learning_rate", "much"]) == 2
     assert not (tmp_path / "out" / "start_again.json").exists()
 
 

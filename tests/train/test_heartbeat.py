@@ -11,9 +11,9 @@ import pytest
 from torch.distributed import HashStore
 
 from internvl_chat.train.heartbeat import (
-    PHASES,
     Beat,
     Heartbeat,
+    Listener,
     Progress,
     Where,
     all_have_heard,
@@ -22,24 +22,28 @@ from internvl_chat.train.heartbeat import (
     name_ranks,
     note,
     read_beats,
+    read_failures,
     tell_failure,
 )
 
 
-def at(step: int, phase: str) -> Where:
-    return Where(step, PHASES.index(phase))
+def at(count: int, phase: str = "step") -> Where:
+    return Where(count, phase, 3)
 
 
-def test_order_of_places() -> None:
-    order = [at(0, "data"), at(0, "model"), at(1, "batch"), at(1, "step"), at(1, "evaluate"), at(1, "save")]
-    order += [at(2, "batch"), at(2, "step")]
-    assert all(before < after for before, after in pairwise(order))
-    assert str(at(7, "save")) == "'save' of step 7"
-    assert str(at(0, "model")) == "'model'"
+def test_more_places_are_further_on() -> None:
+    progress = Progress()
+    seen = [progress.where]
+    for phase, step in (("model", 0), ("batch", 1), ("forward", 1), ("backward", 1), ("batch", 2)):
+        progress.enter(phase, step)
+        seen.append(progress.where)
+    assert all(before < after for before, after in pairwise(seen))
+    assert str(seen[-1]) == "'batch' of step 2"
+    assert str(seen[1]) == "'model'"
 
 
 def test_late_is_who_stands_still_while_others_are_further_on() -> None:
-    before = {0: Beat(1, at(3, "step"), "a"), 1: Beat(1, at(3, "batch"), "b"), 2: Beat(1, at(3, "step"), "b")}
+    before = {0: Beat(1, at(8, "exchange"), "a"), 1: Beat(1, at(7, "batch"), "b"), 2: Beat(1, at(8, "exchange"), "b")}
     signs = note({}, before, 0.0)
     # Only rank 1 is behind; the others wait for it, which is not their fault.
     later = {rank: Beat(2, beat.where, beat.host) for rank, beat in before.items()}
@@ -49,7 +53,7 @@ def test_late_is_who_stands_still_while_others_are_further_on() -> None:
     assert gone(signs, 61.0, 30.0) == []
     assert name_ranks([1], signs) == "rank 1 on b"
     # It moves on.
-    signs = note(signs, {**later, 1: Beat(3, at(3, "step"), "b")}, 62.0)
+    signs = note(signs, {**later, 1: Beat(3, at(8, "exchange"), "b")}, 62.0)
     assert late(signs, 200.0, 60.0) == []
 
 
@@ -77,19 +81,20 @@ def test_two_ranks_beat(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.Mo
     monkeypatch.setattr(logging.getLogger("internvl_chat"), "propagate", True)
     store, losses = HashStore(), list[str | None]()
     progress = [Progress(), Progress()]
-    progress[0].enter("step", 5)
-    progress[1].enter("batch", 5)
-    first = Heartbeat(lambda: store, 0, 2, progress[0], 0.4, losses.append, [])
-    second = Heartbeat(lambda: store, 1, 2, progress[1], 0.4, losses.append, [])
+    for here in progress:
+        here.enter("batch", 5)
+    progress[0].enter("exchange", 5)
+    first = Heartbeat(lambda: store, 0, 2, progress[0], 0.4, Listener(losses.append))
+    second = Heartbeat(lambda: store, 1, 2, progress[1], 0.4, Listener(losses.append))
     wait_until(lambda: "rank 1 on node7 late" in caplog.text)
-    assert "in 'batch' of step 5, while others are in 'step' of step 5" in caplog.text
-    progress[1].enter("step", 5)
+    assert "in 'batch' of step 5, while others are in 'exchange' of step 5" in caplog.text
+    progress[1].enter("exchange", 5)
     wait_until(lambda: "rank 1 on node7 goes on" in caplog.text)
     assert losses == []
     second.stop()
     wait_until(lambda: len(losses) == 1)
     assert "no sign of life of rank 1 on node7" in str(losses[0])
-    third = Heartbeat(lambda: store, 1, 2, progress[1], 0.4, losses.append, [])
+    third = Heartbeat(lambda: store, 1, 2, progress[1], 0.4, Listener(losses.append))
     wait_until(lambda: len(losses) == 2)
     assert losses[1] is None
     for heart in (first, third):
@@ -105,7 +110,7 @@ def test_a_rank_whose_store_is_gone() -> None:
     def connect() -> HashStore:
         raise RuntimeError("refused")
 
-    heart = Heartbeat(connect, 1, 2, Progress(), 0.2, losses.append, [])
+    heart = Heartbeat(connect, 1, 2, Progress(), 0.2, Listener(losses.append))
     wait_until(lambda: bool(losses))
     heart.stop()
     assert losses == ["no sign of life of rank 0"]
@@ -113,10 +118,30 @@ def test_a_rank_whose_store_is_gone() -> None:
 
 def test_a_failure_is_heard_with_the_next_beat() -> None:
     store, heard = HashStore(), list[str]()
-    heart = Heartbeat(lambda: store, 1, 2, Progress(), 0.4, lambda lost: None, heard)
+    heart = Heartbeat(lambda: store, 1, 2, Progress(), 0.4, Listener(failures=heard))
     tell_failure(store, 0, "ValueError on node7: no")
     wait_until(lambda: bool(heard))
     heart.stop()
     assert heard == ["rank 0 failed: ValueError on node7: no"]
     assert all_have_heard(store, 2)
     assert not all_have_heard(store, 3)
+
+
+def test_a_process_that_hangs_after_a_failure_is_ended() -> None:
+    store, ended = HashStore(), list[str]()
+    listener = Listener(give_up=lambda: ended.append("now"))
+    heart = Heartbeat(lambda: store, 1, 2, Progress(), 0.4, listener)
+    time.sleep(0.3)
+    assert not ended
+    tell_failure(store, 0, "ValueError on node7: no")
+    wait_until(lambda: bool(ended))
+    heart.stop()
+
+
+def test_a_failure_counts_once_per_rank() -> None:
+    store = HashStore()
+    tell_failure(store, 0, "a")
+    assert read_failures(store, 0) == read_failures(store, 0) == ["rank 0 failed: a"]
+    assert not all_have_heard(store, 2)
+    read_failures(store, 1)
+    assert all_have_heard(store, 2)

@@ -28,6 +28,8 @@ def test_before_training_a_signal_stops_at_once() -> None:
     with heed_signals(request), pytest.raises(Stopped, match="signal SIGTERM"):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
+    with heed_signals(request):  # it stops already
+        os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -41,16 +43,33 @@ def test_while_training_it_is_noted() -> None:
 
 
 def test_the_clock() -> None:
-    request = StopRequest(end_s=1000.0)
-    request.saved(20.0)
-    assert request.margin_s() == 2 * 20 + 30
-    request.look_at_clock(now_s=900.0)
+    def clock(end_s: float | None, margin_s: float | None = None) -> StopRequest:
+        request = StopRequest()
+        request.watch(end_s, margin_s, lambda reason: None)
+        return request
+
+    request = clock(1000.0)
+    request.took("save", 20.0)
+    request.took("evaluation", 5.0)
+    assert request.margin_s() == 2 * 20 + 5 + 30
+    request.look_at_clock(now_s=924.0)
     assert request.reason is None
     request.look_at_clock(now_s=931.0)
     assert request.reason == "the job's time ends in 69 s"
-    for other, now in ((StopRequest(1000.0, 0.0), 999.0), (StopRequest(1000.0, 50.0), 949.0), (StopRequest(), 9e9)):
+    for other, now in ((clock(1000.0, 0.0), 999.0), (clock(1000.0, 50.0), 949.0), (clock(None), 9e9)):
         other.look_at_clock(now_s=now)
         assert other.reason is None
+
+
+def test_after_the_last_step_word_is_left_and_the_rest_is_done() -> None:
+    request, told = StopRequest(), list[str | None]()
+    request.watch(None, None, told.append)
+    with heed_signals(request):
+        with request.training():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+    assert told == ["signal SIGTERM while the final model was written"]
 
 
 def test_when_a_job_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +143,12 @@ def test_a_signal_to_one_rank_stops_all_and_the_rest_has_the_same_bits(
 
 @pytest.mark.slow
 def test_loader_workers_survive_a_signal_to_the_whole_job(many_steps: list[str], tmp_path: Path) -> None:
-    """SLURM signals every process of a step, the ranks' workers too."""
-    ranks = start(many_steps, 1, tmp_path / "logs")
+    """SLURM signals every process of a step, the ranks' workers too, in whatever thread of theirs that arrives.
+
+    Without OMP_NUM_THREADS accelerate sets a number of threads, and torch starts its own in every worker.
+    """
+    env = {name: value for name, value in environment().items() if name != "OMP_NUM_THREADS"}
+    ranks = warm.start([["run", *many_steps, "--deepspeed", "zero1"]], 1, tmp_path / "logs", env)
     wait_for_steps(ranks, tmp_path / "out", 3)
     children = Path(f"/proc/{ranks.pids[0]}/task/{ranks.pids[0]}/children").read_text().split()
     assert children, "the run has no worker"
