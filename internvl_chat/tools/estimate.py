@@ -7,7 +7,7 @@
     load: {tokens, row, tiles, supervised, mask}: the largest micro-batch; measured (bool: from the data)
     memory: {peak, phase (in which it is highest), largest (row), fits (null or bool), rows {row: bytes},
         phases {phase: bytes}, host_per_node (bytes)}
-    fits: [{gpus, stage (none, zero1, ...), peak, fits (null or bool), given (bool), host_per_node}]: the same micro-batches
+    fits: [{gpus, stage (none, zero1, ...), peak, fits (null or bool), given (bool), host_per_node}]: batches as given
     batches: [{factor, tokens, tiles, peak, fits}]: micro-batches of so many times the tokens, on these GPUs
     advice: text
     run: {steps (null: not known), tokens, tiles, flops: per step; flops_done (with recomputation), mfu,
