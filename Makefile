@@ -13,8 +13,9 @@ quickstart: $(VENV)/.installed-quickstart
 tour: $(VENV)/.installed-tour
 	$(VENV)/bin/internvl tour
 
+# One worker more than there are cores: many tests wait for processes that they have started.
 test: $(VENV)/.installed-test lint
-	$(VENV)/bin/python -m pytest -q
+	PYTEST_XDIST_AUTO_NUM_WORKERS=$$(($$(nproc) + 1)) $(VENV)/bin/python -m pytest -q
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

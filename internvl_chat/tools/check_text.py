@@ -170,9 +170,12 @@ def _verdict(report: Report) -> Iterator[str]:
         yield ", ".join(parts)
     if not report.reasons and report.epoch is not None:
         epoch = report.epoch
+        outlook = report.outlook
+        told = outlook is not None and (outlook.world, outlook.steps) == (1, epoch.steps)
+        alone = f"; with one process {_number(epoch.steps)} steps of {epoch.step}"
         yield (
             f"training would run: an epoch of {_number(epoch.samples)} samples, {_number(epoch.tokens)} tokens, "
-            f"{_number(epoch.tiles)} tiles; with one process {_number(epoch.steps)} steps of {epoch.step}"
+            f"{_number(epoch.tiles)} tiles{'' if told else alone}"
         )
         yield from _run_line(report.outlook)
     else:

@@ -42,9 +42,8 @@ T = TypeVar("T")
 log = get_logger(__name__)
 
 # What gloo, NCCL and the store say when the other side is gone or does not answer.
-_LOST = re.compile(
-    r"connection (closed|reset) by peer|connection refused|broken pipe|timed? ?out|NCCL|gloo|socket", re.IGNORECASE
-)
+_PLAIN = re.compile(r"connection (closed|reset) by peer|connection refused|broken pipe|timed? ?out", re.IGNORECASE)
+_LOST = re.compile(f"{_PLAIN.pattern}|NCCL|gloo|socket", re.IGNORECASE)
 _SHOWN = 4
 _PATIENCE_S = 5.0  # for a store whose rank may be gone
 
@@ -126,8 +125,7 @@ def _exit_now(status: int) -> None:
 def _say(launch: Launch, error: InternVLError) -> None:
     """Print an error: what several ranks have to say in the same words is said once."""
     text = str(error)
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    first = _with_store(launch, lambda store: store.add(f"said/{key}", 1) == 1)
+    first = _with_store(launch, lambda store: store.add(f"said/{_key(text)}", 1) == 1)
     if first is None:  # nobody to ask: one rank of each node speaks
         first = launch.local_rank == 0 or not isinstance(error, ConfigError)
     if first:
@@ -135,10 +133,24 @@ def _say(launch: Launch, error: InternVLError) -> None:
         sys.stderr.write("".join(f"{label}: {line}\n" for line in text.splitlines()))
 
 
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _because(failures: Sequence[str]) -> str:
+    return f"the run has ended because {'; '.join(failures[:_SHOWN])}"
+
+
 def _announce(launch: Launch, error: BaseException, argv: Sequence[str]) -> None:
     """Tell the other ranks that this one has failed by itself."""
-    text = f"{type(error).__name__} on {host_name()}: {first_line(error)}"
-    _with_store(launch, lambda store: tell_failure(store, launch.rank, text))
+    text = f"rank {launch.rank} failed: {type(error).__name__} on {host_name()}: {first_line(error)}"
+
+    def tell(store: Store) -> None:
+        if isinstance(error, InternVLError):  # it has been said
+            store.add(f"said/{_key(_because([text]))}", 1)
+        tell_failure(store, launch.rank, text)
+
+    _with_store(launch, tell)
     if not meeting.serves_store(launch):
         return
     # The store ends with this process; the others look into it with each beat.
@@ -205,7 +217,7 @@ def _lost(launch: Launch, argv: Sequence[str], error: BaseException, failures: l
 
 def _failed(launch: Launch, argv: Sequence[str], failures: Sequence[str]) -> int:
     """Other ranks have failed by themselves: started again they would fail again."""
-    _say(launch, LaunchError(f"the run has ended because {'; '.join(failures[:_SHOWN])}"))
+    _say(launch, LaunchError(_because(failures)))
     _note(argv, None)
     return FAILED
 
@@ -248,7 +260,7 @@ def _who_is_gone(store: Store, launch: Launch, argv: Sequence[str]) -> str:
 
 def _plainly(error: BaseException) -> str:
     """What a collective's error says, without places in the library's source."""
-    found = _LOST.search(first_line(error))
+    found = _PLAIN.search(first_line(error))
     return found[0].lower() if found else type(error).__name__
 
 

@@ -208,8 +208,8 @@ def read_beats(store: Store, world_size: int) -> dict[int, Beat]:
 
 
 def tell_failure(store: Store, rank: int, text: str) -> None:
-    """This rank has failed by itself."""
-    store.set(f"failure/{store.add('failures', 1)}", f"rank {rank} failed: {text}")
+    """This rank has failed by itself; ``text`` says which, and why."""
+    store.set(f"failure/{store.add('failures', 1)}", text)
     _hear(store, rank)
 
 

@@ -179,6 +179,7 @@ def _start(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainArg
     library_logging.disable_progress_bar()
     # DeepSpeed calls functions that this torch has renamed; nothing a user could do about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", category=FutureWarning, message="`broadcast_buffers` is deprecated")
     model_args, data_args, args, notes = parse_arguments(argv)
     for note in notes:
         log.info("%s", note)

@@ -115,7 +115,7 @@ def _read_by_deepspeed(config: dict[str, Any], world: int) -> Iterator[str]:
     try:
         from deepspeed.runtime.config import DeepSpeedConfig
     except ImportError:
-        yield "--deepspeed needs the package deepspeed: pip install 'internvl_chat[deepspeed]'"
+        yield "--deepspeed needs the package deepspeed: pip install deepspeed"
         return
     watched = _Watched(config)
     if not {"train_batch_size", "train_micro_batch_size_per_gpu"} & config.keys():

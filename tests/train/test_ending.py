@@ -65,12 +65,11 @@ def test_a_rank_that_fails_by_itself_ends_the_run_for_good(failing: int, many_st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failing", [0, 1])
-def test_a_rank_that_fails_in_its_first_step(failing: int, many_steps: list[str], tmp_path: Path) -> None:
-    env = {"FAILING_RANK": str(failing), "FAILING_STEP": "1"}
+def test_a_rank_that_fails_in_its_first_step(many_steps: list[str], tmp_path: Path) -> None:
+    env = {"FAILING_RANK": "0", "FAILING_STEP": "1"}
     ranks = start([*many_steps, "--late_after", "0", "--deepspeed", "zero2"], 2, tmp_path / "logs", **env)
     assert ranks.ended(60) == [1, 1], ranks.output()
-    assert f"rank {failing} failed: AssertionError" in ranks.logs[1 - failing].read_text()
+    assert "rank 0 failed: AssertionError" in ranks.logs[1].read_text()
     assert not (tmp_path / "out" / "start_again.json").exists()
 
 

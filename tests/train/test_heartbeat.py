@@ -119,7 +119,7 @@ def test_a_rank_whose_store_is_gone() -> None:
 def test_a_failure_is_heard_with_the_next_beat() -> None:
     store, heard = HashStore(), list[str]()
     heart = Heartbeat(lambda: store, 1, 2, Progress(), 0.4, Listener(failures=heard))
-    tell_failure(store, 0, "ValueError on node7: no")
+    tell_failure(store, 0, "rank 0 failed: ValueError on node7: no")
     wait_until(lambda: bool(heard))
     heart.stop()
     assert heard == ["rank 0 failed: ValueError on node7: no"]
@@ -133,7 +133,7 @@ def test_a_process_that_hangs_after_a_failure_is_ended() -> None:
     heart = Heartbeat(lambda: store, 1, 2, Progress(), 0.4, listener)
     time.sleep(0.3)
     assert not ended
-    tell_failure(store, 0, "ValueError on node7: no")
+    tell_failure(store, 0, "rank 0 failed: ValueError on node7: no")
     wait_until(lambda: bool(ended))
     heart.stop()
 
@@ -141,7 +141,7 @@ def test_a_process_that_hangs_after_a_failure_is_ended() -> None:
 def test_a_failure_counts_once_per_rank() -> None:
     store = HashStore()
     tell_failure(store, 0, "a")
-    assert read_failures(store, 0) == read_failures(store, 0) == ["rank 0 failed: a"]
+    assert read_failures(store, 0) == read_failures(store, 0) == ["a"]
     assert not all_have_heard(store, 2)
     read_failures(store, 1)
     assert all_have_heard(store, 2)
