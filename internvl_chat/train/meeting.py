@@ -44,6 +44,9 @@ def join(launch: Launch, start_timeout_s: float, timeout_s: float) -> None:
     _choose_interface(launch)
     store = _open_store(launch, start_timeout_s)
     call_roll(store, launch, start_timeout_s)
+    log.info(
+        "all %d ranks are here, started by %s; rank 0 is at %s", launch.world_size, launch.launcher, _master(launch)
+    )
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = found or torch.device("cpu")
     if device.type == "cuda":
