@@ -59,6 +59,7 @@ from internvl_chat.data.plan.schedule import Schedule
 from internvl_chat.data.sample import SampleMaker
 from internvl_chat.data.tiles import TileSettings
 from internvl_chat.data.tokens import Encoder
+from internvl_chat.folder import write_folder
 from internvl_chat.model.build import load_config, load_model
 from internvl_chat.model.catalogue import config_of, release
 from internvl_chat.model.chat import InternVLChatModel
@@ -66,7 +67,6 @@ from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.model.flops import Work, llm_forward, pack_cost_terms, tower_flops
 from internvl_chat.model.hf_native import register_hf_native
 from internvl_chat.model.loss import token_weights
-from internvl_chat.train.folder import write_folder
 
 # Real lengths over this; a tile of 84 pixels has 9 image tokens for 256 of 448 pixels.
 SCALE, TILE, HIDDEN, LAYERS = 32, 84, 64, 2

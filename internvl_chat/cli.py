@@ -14,6 +14,8 @@ from internvl_chat.log import hush_libraries
 # Command -> (module with add_arguments(parser) and run(args), one line of help).
 TOOLS = {
     "chat": ("internvl_chat.infer.command", "ask a checkpoint about pictures: one question, or a conversation"),
+    "serve": ("internvl_chat.infer.serve.command", "answer OpenAI's protocol over HTTP, through transformers serve"),
+    "demo": ("internvl_chat.infer.demo.command", "a page in the browser: pictures, videos, boxes, two models"),
     "models": ("internvl_chat.tools.models", "list the released models of the series, and where to get them"),
     "export": ("internvl_chat.tools.export", "write a model folder in the HF-native or the original layout"),
     "merge-lora": ("internvl_chat.tools.merge_lora", "merge an adapter into its base: a plain model folder"),

@@ -24,18 +24,19 @@ LEVELS = {
     "config": 1,
     "data": 2,
     "model": 2,
-    "train": 3,
-    "infer": 3,
-    "tools": 4,
-    "eval": 4,
-    "cli": 5,
+    "folder": 3,
+    "train": 4,
+    "infer": 4,
+    "tools": 5,
+    "eval": 5,
+    "cli": 6,
 }
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
 # Heavy, optional or picky about the machine: imported where they are used, never with the module.
 LATE = {"deepspeed", "decord", "av", "fsspec", "aiohttp", "s3fs", "pyarrow", "yaml", "flash_attn", "liger_kernel"}
-LATE |= {"gradio", "fastapi", "uvicorn", "petrel_client", "apex"}
-MAY_PRINT = ("cli.py", "tools/", "infer/command.py")
+LATE |= {"gradio", "fastapi", "uvicorn", "openai", "bitsandbytes", "petrel_client", "apex"}
+MAY_PRINT = ("cli.py", "tools/", "infer/command.py", "infer/repl.py")
 ENTRY_POINTS = ("__main__.py", "train/__main__.py", "train/torchrun.py")
 SEEDED = ("default_rng", "Generator", "SeedSequence")
 RANDOM_FUNCTIONS = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "manual_seed", "seed"}

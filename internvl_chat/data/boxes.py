@@ -30,7 +30,8 @@ _TAGS = re.compile(f"({re.escape(REF_TAG)}|{re.escape(BOX_TAG)})")
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _LIST = rf"\[\s*{_NUMBER}(?:\s*,\s*{_NUMBER})*\s*\]"
 _GROUNDED = re.compile(
-    rf"(?:<ref>((?:(?!</?ref>).)*)</ref>\s*)?<box>\s*(\[\s*{_LIST}(?:\s*,\s*{_LIST})*\s*\]|{_LIST})\s*</box>", re.S
+    rf"(?:<ref>((?:(?!</?ref>).)*)</ref>\s*)?<box>\s*(\[\s*{_LIST}(?:\s*,\s*{_LIST})*\s*\]|{_LIST})\s*</box>",
+    re.S | re.A,
 )
 
 
@@ -196,9 +197,9 @@ def parse_boxes(text: str) -> list[Grounding]:
     """
     found = []
     for match in _GROUNDED.finditer(text):
-        lists = json.loads(match[2])
-        many = lists if isinstance(lists[0], list) else [lists]
-        found.append(Grounding(match[1], tuple((*map(float, one),) for one in many if len(one) == 4)))  # type: ignore[misc]
+        # Not as JSON: a model may write 007, or more digits than a number can have.
+        lists = [re.findall(_NUMBER, one, re.A) for one in re.findall(_LIST, match[2], re.A)]
+        found.append(Grounding(match[1], tuple((*map(float, one),) for one in lists if len(one) == 4)))  # type: ignore[misc]
     return [one for one in found if one.boxes]
 
 

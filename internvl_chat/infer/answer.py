@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from internvl_chat.errors import ConfigError
-from internvl_chat.infer.load import Loaded
+from internvl_chat.infer.loaded import Loaded
 from internvl_chat.log import get_logger
 
 logger = get_logger(__name__)

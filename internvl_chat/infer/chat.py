@@ -1,4 +1,4 @@
-"""Questions with pictures -> answers: a conversation (``Chat``), or many questions in batches (``batch_answer``).
+"""A conversation with a model about pictures and videos.
 
 Ids and tiles come from the code that makes them in training (``Encoder``, ``cut_tiles``), so that a model is asked
 exactly as it was taught.
@@ -6,20 +6,20 @@ exactly as it was taught.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from internvl_chat.data.record import Turn
-from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.infer.answer import Prompts, decode, generate, generation_options, pad_prompts
-from internvl_chat.infer.load import Loaded
-from internvl_chat.infer.pictures import Picture, count_picture_tiles, cut_pictures, encode_pictures, place_pictures
+from internvl_chat.infer.loaded import Loaded
+from internvl_chat.infer.pictures import NUM_SEGMENTS, Picture, cut_shown, encode_pictures
+from internvl_chat.infer.questions import question_of
 from internvl_chat.infer.stream import stream_answer
 
 
@@ -31,9 +31,9 @@ class Conversation:
     tiles: tuple[int, ...] = ()
     features: tuple[Tensor, ...] = ()
 
-    def asked(self, question: str, tiles: Sequence[int], features: Tensor) -> Conversation:
+    def asked(self, question: Turn, tiles: Sequence[int], features: Tensor) -> Conversation:
         """The conversation with one more question, its pictures at the tags."""
-        return Conversation((*self.turns, Turn("human", question)), (*self.tiles, *tiles), (*self.features, features))
+        return Conversation((*self.turns, question), (*self.tiles, *tiles), (*self.features, features))
 
     def answered(self, answer: str) -> Conversation:
         """The conversation with one more answer."""
@@ -64,27 +64,53 @@ class Chat:
 
     @overload
     def ask(
-        self, question: str, images: Sequence[Picture] = ..., *, stream: Literal[False] = ..., **generation: Any
+        self,
+        question: str,
+        images: Sequence[Picture] | Picture = ...,
+        video: Path | str | None = ...,
+        *,
+        stream: Literal[False] = ...,
+        num_segments: int = ...,
+        bound: tuple[float, float] | None = ...,
+        **generation: Any,
     ) -> str: ...
     @overload
     def ask(
-        self, question: str, images: Sequence[Picture] = ..., *, stream: Literal[True], **generation: Any
+        self,
+        question: str,
+        images: Sequence[Picture] | Picture = ...,
+        video: Path | str | None = ...,
+        *,
+        stream: Literal[True],
+        num_segments: int = ...,
+        bound: tuple[float, float] | None = ...,
+        **generation: Any,
     ) -> Generator[str, None, None]: ...
 
     def ask(
-        self, question: str, images: Sequence[Picture] = (), *, stream: bool = False, **generation: Any
+        self,
+        question: str,
+        images: Sequence[Picture] | Picture = (),
+        video: Path | str | None = None,
+        *,
+        stream: bool = False,
+        num_segments: int = NUM_SEGMENTS,
+        bound: tuple[float, float] | None = None,
+        **generation: Any,
     ) -> str | Generator[str, None, None]:
         """The answer, or with ``stream`` an iterator of its pieces.
 
         ``images``: paths or opened pictures; they stand where the question has ``<image>``, else before it, and share
-        the tile limit. ``generation``: arguments of transformers' ``generate``; greedy, 256 tokens by default.
-        Raises DataError for pictures that cannot be used or do not match the tags, ConfigError for arguments.
+        the tile limit. ``video``: a file, or a folder of frames, at ``<video>`` or first; ``num_segments`` frames of
+        it, or of (start, end) in seconds, ``bound``, a tile each. ``generation``: arguments of transformers'
+        ``generate``; greedy, 256 tokens by default. Raises DataError for pictures that cannot be used or do not match
+        the tags, ConfigError for arguments.
         """
         options = generation_options(generation)
-        tagged = place_pictures(question, len(_as_list(images)))
-        tiles = cut_pictures(_as_list(images), self.loaded.tiles)
+        asking = question_of(question, images, video, self.loaded.tiles, num_segments=num_segments, bound=bound)
+        tiles = cut_shown(asking.shown, self.loaded.tiles)
         before = self._said
-        asked = before.asked(tagged, tiles.counts, encode_pictures(self.loaded.model, tiles.pixels))
+        asked = before.asked(asking.turns[-1], tiles.counts, encode_pictures(self.loaded.model, tiles.pixels))
         row = self.loaded.encoder.encode_prompt(asked.turns, asked.tiles)
         prompts = pad_prompts(self.loaded, [row], torch.cat(asked.features))
         if stream:
@@ -104,48 +130,3 @@ class Chat:
         if self._said is not before:
             raise RuntimeError("the conversation went on while this answer was streamed; finish a stream, then ask")
         self._said = asked.answered("".join(pieces))
-
-
-def batch_answer(
-    loaded: Loaded, items: Sequence[tuple[str, Sequence[Picture]]], batch_size: int = 8, **generation: Any
-) -> list[str]:
-    """Answers to ``items`` (question, pictures), each a conversation of its own, in order.
-
-    Prompts of like length go together, the longest first, left-padded. Greedy answers are those of ``Chat.ask`` (up
-    to ties within rounding: a batch sums in another order). Raises DataError naming the item, ConfigError.
-    """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size {batch_size}: at least 1")
-    options = generation_options(generation)
-    rows = []
-    for number, (question, images) in enumerate(items):
-        with _naming(number):
-            turn = Turn("human", place_pictures(question, len(_as_list(images))))
-            rows.append(loaded.encoder.encode_prompt([turn], count_picture_tiles(_as_list(images), loaded.tiles)))
-    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
-    answers = [""] * len(rows)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        pixels = []
-        for number in batch:
-            with _naming(number):
-                pixels.append(cut_pictures(_as_list(items[number][1]), loaded.tiles).pixels)
-        features = encode_pictures(loaded.model, torch.cat(pixels))
-        prompts = pad_prompts(loaded, [rows[number] for number in batch], features)
-        for number, ids in zip(batch, generate(loaded, prompts, options).tolist(), strict=True):
-            answers[number] = decode(loaded, ids)
-    return answers
-
-
-@contextmanager
-def _naming(number: int) -> Iterator[None]:
-    """Adds the number of the item, from 0, to what is wrong with it."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"item {number}: {error}") from error
-
-
-def _as_list(images: Sequence[Picture] | Picture) -> Sequence[Picture]:
-    """A single picture is taken as a list of one; a path must not fall apart into letters."""
-    return images if isinstance(images, Sequence) and not isinstance(images, (str, Image.Image)) else [images]

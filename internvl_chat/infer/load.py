@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import BitsAndBytesConfig
+from transformers.utils import is_bitsandbytes_available
 
 from internvl_chat.constants import GROUNDING_TOKENS, SPECIAL_TOKENS
 from internvl_chat.data.template import Framing
 from internvl_chat.data.tiles import ImageBackend, TileSettings
 from internvl_chat.data.tokens import Encoder
 from internvl_chat.errors import CheckpointError, ConfigError, nearest
+from internvl_chat.infer.chat_model import ChatModel
+from internvl_chat.infer.device_map import Place, Rule, resolve_device_map
+from internvl_chat.infer.loaded import Loaded
+from internvl_chat.log import get_logger
 from internvl_chat.model.adapter import Origin, read_origin
 from internvl_chat.model.build import load_config, load_model
 from internvl_chat.model.chat import InternVLChatModel
+from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.model.hub import find_folder
 from internvl_chat.model.layout import ADAPTER_FILE
 from internvl_chat.model.tokenizer import load_tokenizer
+
+__all__ = ["DTYPES", "Loaded", "assemble", "load", "quantization_of"]
+
+logger = get_logger(__name__)
 
 DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
@@ -28,22 +39,8 @@ DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "fp32": torch.float32,
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """A model in eval mode with the very encoder and tile settings of its training.
-
-    ``stop_ids`` end an answer, ``hidden_ids`` are never shown in one, ``pad_id`` fills the short rows of a batch.
-    """
-
-    model: InternVLChatModel = field(repr=False)
-    tokenizer: Any = field(repr=False)
-    encoder: Encoder = field(repr=False)
-    tiles: TileSettings
-    stop_ids: tuple[int, ...]
-    hidden_ids: frozenset[int]
-    pad_id: int
+# The vision tower of the 6B kind has activations that four and eight bits do not hold (InternVL2 model cards).
+_WIDE_TOWER = 3200
 
 
 def load(
@@ -51,16 +48,22 @@ def load(
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    device_map: Rule | Mapping[str, Place] | None = None,
+    load_in_8bit: bool = False,
+    load_in_4bit: bool = False,
     attn_implementation: str = "auto",
     conv_style: str | None = None,
+    system_message: str | None = None,
     image_backend: ImageBackend = "torch",
     base: str | Path | None = None,
-) -> Loaded:
-    """Loaded of a model folder in either layout, or of a LoRA adapter folder, merged into its base in memory.
+) -> ChatModel:
+    """A model folder in either layout, or a LoRA adapter folder, merged into its base in memory, ready to answer.
 
-    ``device``: None = the accelerator if there is one, else the CPU. ``dtype``: a torch dtype, its name, "auto" (the
-    folder's own); None = bfloat16 on an accelerator, float32 on the CPU. ``conv_style``: template, None = the config's.
-    ``base``: where the base of an adapter is, None = where it was trained.
+    ``device``: None = the accelerator if there is one, else the CPU. ``device_map``: spread over all visible GPUs,
+    "auto" evenly, "card" by the rule of the model cards, or a map of module names. ``dtype``: a torch dtype, its name,
+    "auto" (the folder's own); None = bfloat16 on an accelerator, float32 on the CPU. ``load_in_8bit``,
+    ``load_in_4bit``: weights of linear layers through bitsandbytes. ``conv_style``: template, ``system_message``: its
+    system message, None = the config's. ``base``: where the base of an adapter is, None = where it was trained.
     Raises CheckpointError for a folder that is no usable model, ConfigError for settings that cannot be used.
     """
     folder = find_folder(path)
@@ -69,15 +72,30 @@ def load(
         inside = sorted(str(found.parent) for found in folder.glob("*/config.json"))
         hint = f"did you mean {inside[-1]}?" if inside else "it needs config.json, tokenizer.json, *.safetensors"
         raise CheckpointError(f"{path}: not a model folder, there is no config.json in it; {hint}")
+    if device is not None and device_map is not None:
+        raise ConfigError("give device, or device_map, not both")
     place = _resolve_device(device)
     number_type = _resolve_dtype(dtype, place)
-    overrides = {"template": conv_style}
+    overrides = {"template": conv_style, "system_message": system_message}
     origin = read_origin(folder, base) if adapter else Origin(folder)
     # What takes no time is checked before the weights are read.
     tokenizer = load_tokenizer(origin.base)
     given = {name: value for name, value in overrides.items() if value is not None}
-    Encoder.from_config(tokenizer, load_config(origin.base, {**origin.overrides, **given}))
-    options: dict[str, Any] = {"attn_implementation": attn_implementation, "device": place, "config_overrides": given}
+    config = load_config(origin.base, {**origin.overrides, **given})
+    Encoder.from_config(tokenizer, config)
+    options: dict[str, Any] = {"attn_implementation": attn_implementation, "config_overrides": given}
+    if load_in_8bit or load_in_4bit:
+        if adapter:
+            raise ConfigError(
+                f"{path} is an adapter, and a base in few bits cannot take it up: {_MERGE.format(folder)}"
+            )
+        options["quantization"] = quantization_of(config, load_in_8bit, load_in_4bit, number_type)
+    if device_map is not None:
+        options["device_map"] = resolve_device_map(config, device_map)
+    elif "quantization" in options:
+        options["device_map"] = {"": place}  # weights are packed where they will lie
+    else:
+        options["device"] = place
     if adapter:
         from internvl_chat.model.merge import load_merged  # peft is not needed otherwise
 
@@ -87,8 +105,35 @@ def load(
     return assemble(model, tokenizer, image_backend)
 
 
-def assemble(model: InternVLChatModel, tokenizer: Any, image_backend: ImageBackend = "torch") -> Loaded:
-    """Loaded of a model that is in memory already, put into eval mode. Raises ConfigError without a template."""
+def quantization_of(
+    config: InternVLChatConfig, load_in_8bit: bool, load_in_4bit: bool, dtype: torch.dtype | str
+) -> BitsAndBytesConfig:
+    """How weights are packed: 8 bits (LLM.int8), or 4 (nf4, double); not the projector, not the output layer.
+
+    A vision tower of the 6B kind stays in 16 bits, and it is said. Raises ConfigError (both asked for, bitsandbytes
+    missing).
+    """
+    if load_in_8bit and load_in_4bit:
+        raise ConfigError("load_in_8bit and load_in_4bit: choose one")
+    if not is_bitsandbytes_available():
+        flag = "load_in_4bit" if load_in_4bit else "load_in_8bit"
+        raise ConfigError(f"{flag} needs the package bitsandbytes: pip install 'internvl_chat[quant]'")
+    kept = ["mlp1", "lm_head"]
+    if config.vision_config.hidden_size >= _WIDE_TOWER:
+        kept.append("vision_model")
+        logger.info("the vision tower stays in 16 bits: in fewer, one of this width no longer makes out pictures")
+    return BitsAndBytesConfig(
+        load_in_8bit=load_in_8bit,
+        load_in_4bit=load_in_4bit,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else torch.bfloat16,
+        llm_int8_skip_modules=kept,
+    )
+
+
+def assemble(model: InternVLChatModel, tokenizer: Any, image_backend: ImageBackend = "torch") -> ChatModel:
+    """A model that is in memory already, put into eval mode. Raises ConfigError without a template."""
     encoder = Encoder.from_config(tokenizer, model.config)
     known = model.language_model.generation_config.eos_token_id
     ends = [encoder.stop_id, tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])]
@@ -96,7 +141,7 @@ def assemble(model: InternVLChatModel, tokenizer: Any, image_backend: ImageBacke
     pad = tokenizer.pad_token_id
     if pad is None or pad == encoder.image_token_id:
         pad = encoder.stop_id
-    return Loaded(
+    return ChatModel(
         model=model.eval(),
         tokenizer=tokenizer,
         encoder=encoder,

@@ -1,10 +1,11 @@
-"""Pictures of a question -> tiles, by the very code that cuts them in training; and their features."""
+"""Pictures and videos of a question -> tiles, by the very code that cuts them in training; and their features."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -12,14 +13,42 @@ from torch import Tensor
 
 from internvl_chat.constants import IMAGE_PLACEHOLDER
 from internvl_chat.data.faults import Fault, FaultCode
+from internvl_chat.data.frames import clip_range, inference_indices
 from internvl_chat.data.media import read_image, read_image_size, to_rgb
 from internvl_chat.data.tiles import TileSettings, count_tiles, cut_tiles
-from internvl_chat.errors import DataError
+from internvl_chat.data.video import read_frames, read_video_info
+from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.model.chat import InternVLChatModel
 
 Picture = Path | str | Image.Image
+NUM_SEGMENTS = 8  # frames of a video, as the model cards take them
 # Tiles that go through the vision tower at once: enough to fill a GPU, few enough for a laptop.
 TILES_AT_ONCE = 32
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file, animated picture or folder of frames, of which ``num_segments`` frames are seen.
+
+    They are the middles of equal parts, as the model cards choose them; ``bound``: of (start, end) in seconds.
+    """
+
+    source: Path | str
+    num_segments: int = NUM_SEGMENTS
+    bound: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_segments < 1:
+            raise ConfigError(f"num_segments {self.num_segments}: at least one frame of a video")
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A picture, or the frames of a video, and the most tiles that each may be cut into."""
+
+    source: Picture | Video
+    max_tiles: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,22 +69,58 @@ def read_picture(source: Picture) -> Image.Image:
         raise DataError(f"picture cannot be decoded ({error})") from error
 
 
-def cut_pictures(pictures: Sequence[Picture], settings: TileSettings) -> Tiles:
-    """Tiles of all pictures of one question, which share the tile limit as in training. Raises DataError."""
-    shared = settings.shared_among(len(pictures))
-    cut = [cut_tiles(read_picture(picture), shared) for picture in pictures]
+def read_video(video: Video) -> list[Image.Image]:
+    """The RGB frames of a video that are seen. Raises DataError."""
+
+    def read() -> list[Image.Image]:
+        path = Path(video.source).expanduser()
+        info = read_video_info(path)
+        if video.bound is not None:
+            clip_range(video.bound, info.fps, info.frames)
+        numbers = inference_indices(video.bound, info.fps, info.frames - 1, 0, video.num_segments)
+        return read_frames(path, [min(max(number, 0), info.frames - 1) for number in numbers])
+
+    return _told(read)
+
+
+def show_pictures(pictures: Sequence[Picture], settings: TileSettings) -> tuple[Shown, ...]:
+    """The pictures of one question, which share the tile limit as in training."""
+    limit = settings.shared_among(len(pictures)).max_tiles
+    return tuple(Shown(picture, limit) for picture in pictures)
+
+
+def cut_shown(shown: Sequence[Shown], settings: TileSettings) -> Tiles:
+    """Tiles of all that is shown, in order. Raises DataError."""
+    cut = []
+    for one in shown:
+        own = replace(settings, max_tiles=one.max_tiles)
+        pictures = read_video(one.source) if isinstance(one.source, Video) else [read_picture(one.source)]
+        cut += [cut_tiles(picture, own) for picture in pictures]
     empty = torch.zeros((0, 3, settings.size, settings.size), dtype=torch.uint8)
     return Tiles(torch.cat(cut) if cut else empty, tuple(len(tiles) for tiles in cut))
 
 
-def count_picture_tiles(pictures: Sequence[Picture], settings: TileSettings) -> tuple[int, ...]:
-    """Tiles that ``cut_pictures`` will give for each picture, from the files' heads alone. Raises DataError."""
-    shared = settings.shared_among(len(pictures))
-    try:
-        sizes = [p.size if isinstance(p, Image.Image) else read_image_size(Path(p).expanduser()) for p in pictures]
-    except Fault as fault:
-        raise _as_user_error(fault) from fault
-    return tuple(count_tiles(*size, shared) for size in sizes)
+def count_shown(shown: Sequence[Shown], settings: TileSettings) -> tuple[int, ...]:
+    """Tiles that ``cut_shown`` will give for each picture and frame, from the files' heads alone. Raises DataError."""
+    counts: list[int] = []
+    for one in shown:
+        own = replace(settings, max_tiles=one.max_tiles)
+        source = one.source
+        if isinstance(source, Video):
+            video = Path(source.source).expanduser()
+            info = _told(lambda path=video: read_video_info(path))  # type: ignore[misc]
+            counts += [count_tiles(info.width, info.height, own)] * source.num_segments
+        elif isinstance(source, Image.Image):
+            counts.append(count_tiles(*source.size, own))
+        else:
+            path = Path(source).expanduser()
+            counts.append(count_tiles(*_told(lambda path=path: read_image_size(path)), own))  # type: ignore[misc]
+    return tuple(counts)
+
+
+def cut_pictures(pictures: Sequence[Picture], settings: TileSettings) -> Tiles:
+    """Tiles of all pictures of one question, which share the tile limit. Raises DataError."""
+    return cut_shown(show_pictures(pictures, settings), settings)
 
 
 def place_pictures(question: str, pictures: int) -> str:
@@ -80,13 +145,24 @@ def place_pictures(question: str, pictures: int) -> str:
 
 @torch.no_grad()
 def encode_pictures(model: InternVLChatModel, pixels: Tensor) -> Tensor:
-    """Features (N, num_image_token, hidden_size) of uint8 tiles (N, 3, S, S), on the model's device."""
+    """Features (N, num_image_token, hidden_size) of tiles (N, 3, S, S), on the model's device.
+
+    ``pixels``: uint8, or floats that are normalised already.
+    """
     if not len(pixels):
         shape = (0, model.config.num_image_token, model.config.llm_config.hidden_size)
         return torch.zeros(shape, dtype=model.dtype, device=model.device)
     return torch.cat([model.extract_feature(part.to(model.device)) for part in pixels.split(TILES_AT_ONCE)])
 
 
+def _told(action: Callable[[], _Result]) -> _Result:
+    try:
+        return action()
+    except Fault as fault:
+        raise _as_user_error(fault) from fault
+
+
 def _as_user_error(fault: Fault) -> DataError:
-    # The mend of a missing picture speaks of the manifest, which chat does not have.
-    return DataError(f"{fault.reason}; check the path" if fault.code == FaultCode.MISSING_IMAGE else str(fault))
+    # The mend of what is missing speaks of the manifest, which chat does not have.
+    missing = fault.code in (FaultCode.MISSING_IMAGE, FaultCode.MISSING_VIDEO)
+    return DataError(f"{fault.reason}; check the path" if missing else str(fault))

@@ -14,7 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from internvl_chat.infer.answer import Prompts, decode_raw, generate
-from internvl_chat.infer.load import Loaded
+from internvl_chat.infer.loaded import Loaded
 
 # What a decoder writes for bytes that are no whole character (yet).
 _BROKEN = "\ufffd"

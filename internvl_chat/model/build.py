@@ -143,10 +143,12 @@ def load_model(
     device: str | torch.device | None = None,
     config_overrides: Mapping[str, Any] | None = None,
     quantization: Any = None,
+    device_map: Mapping[str, Any] | None = None,
 ) -> InternVLChatModel:
     """Model of a folder in either layout, in eval mode, every weight accounted for.
 
-    ``dtype`` a torch dtype, its name, or "auto" (the folder's own). ``quantization``: a BitsAndBytesConfig. Raises
+    ``dtype`` a torch dtype, its name, or "auto" (the folder's own). ``quantization``: a BitsAndBytesConfig.
+    ``device_map``: module names -> devices, instead of one ``device``. Raises
     CheckpointError naming missing, unexpected or ill-fitting keys before anything is read; ConfigError for overrides
     and attention that cannot be used.
     """
@@ -165,6 +167,7 @@ def load_model(
             local_files_only=True,
             weights_only=True,
             quantization_config=quantization,
+            device_map=device_map,
         )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the weights cannot be loaded: {error}") from error

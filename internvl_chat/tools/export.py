@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load, write, load again, compare. Returns the exit status."""
     out, dtype = fresh_folder(args.out), check_dtype(args.dtype)
+    from internvl_chat.folder import write_folder
     from internvl_chat.model.build import load_model
     from internvl_chat.model.hub import find_folder
     from internvl_chat.model.tokenizer import load_tokenizer
-    from internvl_chat.train.folder import write_folder
 
     source = find_folder(args.checkpoint)
     model, tokenizer = load_model(source, dtype), load_tokenizer(source)

@@ -20,11 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Merge, write, load again, compare. Returns the exit status."""
     out, dtype = fresh_folder(args.out), check_dtype(args.dtype)
+    from internvl_chat.folder import write_folder
     from internvl_chat.model.adapter import read_origin
     from internvl_chat.model.hub import find_folder
     from internvl_chat.model.layout import ADAPTER_FILE
     from internvl_chat.model.merge import load_merged, load_unwrapped
-    from internvl_chat.train.folder import write_folder
 
     source = find_folder(args.checkpoint)
     if (source / ADAPTER_FILE).is_file():

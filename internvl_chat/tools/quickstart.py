@@ -185,7 +185,7 @@ def _train(model: Path, data: Path, out: Path, size: Size, seed: int) -> float:
 
 def _evaluate(out: Path, data: Path) -> list[dict[str, Any]]:
     """Answers of the trained model to all held-out questions, as a user would load and ask it."""
-    from internvl_chat.infer.chat import batch_answer
+    from internvl_chat.infer.batch import batch_answer
     from internvl_chat.infer.load import load
 
     lines = [json.loads(line) for line in (data / "opensource" / "digits_test.jsonl").read_text().splitlines()]

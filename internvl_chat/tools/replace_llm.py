@@ -35,12 +35,12 @@ def run(args: argparse.Namespace) -> int:
     """Build, write, load again, compare. Returns the exit status."""
     out = fresh_folder(args.out)
     from internvl_chat.data.template import OWN_TEMPLATE, get_template
+    from internvl_chat.folder import write_folder
     from internvl_chat.model.build import load_config, load_model
     from internvl_chat.model.draft import Parts
     from internvl_chat.model.hub import find_folder
     from internvl_chat.model.parts import added_tokens, assemble
     from internvl_chat.model.tokenizer import load_tokenizer
-    from internvl_chat.train.folder import write_folder
 
     source = find_folder(args.checkpoint)
     config = load_config(source)

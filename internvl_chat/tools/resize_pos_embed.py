@@ -21,11 +21,11 @@ def run(args: argparse.Namespace) -> int:
     out, dtype = fresh_folder(args.out), check_dtype(args.dtype)
     import torch
 
+    from internvl_chat.folder import write_folder
     from internvl_chat.model.build import load_config, load_model
     from internvl_chat.model.draft import check_image_size
     from internvl_chat.model.hub import find_folder
     from internvl_chat.model.tokenizer import load_tokenizer
-    from internvl_chat.train.folder import write_folder
 
     source, size = find_folder(args.checkpoint), args.image_size
     old = load_config(source)

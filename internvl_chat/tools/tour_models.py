@@ -47,7 +47,7 @@ def make_start(out: str | Path, seed: int = 0) -> Path:
 
 def evaluate(model: Path, data: Path) -> list[dict[str, Any]]:
     """Greedy answers to all held-out questions, with what is right in each."""
-    from internvl_chat.infer.chat import batch_answer
+    from internvl_chat.infer.batch import batch_answer
     from internvl_chat.tools.tour_data import ASKS, Scene, score
 
     lines = [json.loads(line) for line in (data / "held_out.jsonl").read_text().splitlines()]
@@ -86,7 +86,7 @@ def tally(answers: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
 
 def ask_plain(model: Path, questions: Sequence[str]) -> list[str]:
     """Answers of the chat model to questions without a picture."""
-    from internvl_chat.infer.chat import batch_answer
+    from internvl_chat.infer.batch import batch_answer
 
     return batch_answer(_load(model), [(question, []) for question in questions], max_new_tokens=48)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from peft import PeftModel
 
+from internvl_chat.folder import write_folder
 from internvl_chat.log import get_logger
 from internvl_chat.model.adapter import Origin
 from internvl_chat.model.merge import load_merged
 from internvl_chat.train import dist
-from internvl_chat.train.folder import write_folder
 from internvl_chat.train.source import whole_models
 from internvl_chat.train.state import ADAPTER
 from internvl_chat.train.trainer import InternVLTrainer

@@ -25,6 +25,7 @@ from internvl_chat.data.batch import Batch
 from internvl_chat.data.faults import FaultRecord, Ledger
 from internvl_chat.data.loader import MicroBatches, make_loader
 from internvl_chat.errors import DataError
+from internvl_chat.folder import write_folder
 from internvl_chat.log import get_logger
 from internvl_chat.model.build import load_weights
 from internvl_chat.model.flops import peak_flops, tower_flops, trains_of
@@ -32,7 +33,6 @@ from internvl_chat.model.lora import load_trained, save_adapter, unwrap
 from internvl_chat.model.token_rows import folded_state, token_row_ids
 from internvl_chat.train import dist
 from internvl_chat.train.best import load_best
-from internvl_chat.train.folder import write_folder
 from internvl_chat.train.inputs import MicroBatch, make_micro_batch, send
 from internvl_chat.train.metrics import COLUMNS, Meter, step_counts
 from internvl_chat.train.nonfinite import StepGuard, check_deepspeed, ledger_path, poison

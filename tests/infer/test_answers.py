@@ -14,7 +14,8 @@ from internvl_chat.data.media import read_image
 from internvl_chat.data.record import Turn
 from internvl_chat.data.tiles import cut_tiles
 from internvl_chat.errors import ConfigError, DataError
-from internvl_chat.infer.chat import Chat, batch_answer
+from internvl_chat.infer.batch import batch_answer
+from internvl_chat.infer.chat import Chat
 from internvl_chat.infer.load import Loaded
 
 Seen = Callable[[Loaded], dict[str, list[torch.Tensor]]]

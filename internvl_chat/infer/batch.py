@@ -1,0 +1,98 @@
+"""Many questions -> answers, in batches of like length, as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from internvl_chat.errors import ConfigError, DataError
+from internvl_chat.infer.answer import decode, generate, generation_options, pad_prompts
+from internvl_chat.infer.loaded import Loaded
+from internvl_chat.infer.pictures import Picture, count_shown, cut_shown, encode_pictures
+from internvl_chat.infer.questions import Question, question_of
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``tokens``: number of new ones, the stop marker included; ``finish``: "length" if it was cut off."""
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+    finish: Literal["stop", "length"]
+
+
+def answers(
+    loaded: Loaded, questions: Iterable[Question], batch_size: int = 8, window: int = 32, **generation: Any
+) -> Iterator[tuple[int, Answer | DataError]]:
+    """(number of the question, its answer), batch by batch; of a question whose media cannot be used, its DataError.
+
+    Within ``window`` batches prompts of like length go together, the longest first, left-padded; questions are taken
+    from the iterable no earlier than that. Greedy answers are those of ``Chat.ask`` (up to ties within rounding: a
+    batch sums in another order). ``generation``: arguments of transformers' ``generate``. Raises ConfigError.
+    """
+    if batch_size < 1 or window < 1:
+        raise ConfigError(f"batch_size {batch_size}, window {window}: at least 1")
+    options = generation_options(generation)
+    left = enumerate(questions)
+    while part := dict(islice(left, batch_size * window)):
+        rows: dict[int, np.ndarray] = {}
+        for number, question in part.items():
+            try:
+                rows[number] = loaded.encoder.encode_prompt(question.turns, count_shown(question.shown, loaded.tiles))
+            except DataError as error:
+                yield number, error
+        order = sorted(rows, key=lambda number: -len(rows[number]))
+        for start in range(0, len(order), batch_size):
+            pixels: dict[int, Tensor] = {}
+            for number in order[start : start + batch_size]:
+                try:
+                    pixels[number] = cut_shown(part[number].shown, loaded.tiles).pixels
+                except DataError as error:
+                    yield number, error
+            if pixels:
+                found = _answer_batch(loaded, [rows[number] for number in pixels], [*pixels.values()], options)
+                yield from zip(pixels, found, strict=True)
+
+
+def _answer_batch(
+    loaded: Loaded, rows: Sequence[np.ndarray], pixels: Sequence[Tensor], options: dict[str, Any]
+) -> list[Answer]:
+    prompts = pad_prompts(loaded, rows, encode_pictures(loaded.model, torch.cat([*pixels])))
+    found = generate(loaded, prompts, options).tolist()
+    return [answer_of(loaded, ids, len(row)) for ids, row in zip(found, rows, strict=True)]
+
+
+def answer_of(loaded: Loaded, ids: Sequence[int], prompt_tokens: int) -> Answer:
+    """Answer of the ids (T,) that ``generate`` made, which pads rows behind their stop marker."""
+    stops = (place for place, number in enumerate(ids) if number in loaded.stop_ids)
+    end = next(stops, None)
+    tokens = len(ids) if end is None else end + 1
+    return Answer(decode(loaded, ids[:tokens]), tokens, prompt_tokens, "length" if end is None else "stop")
+
+
+def batch_answer(
+    loaded: Loaded, items: Sequence[tuple[str, Sequence[Picture]]], batch_size: int = 8, **generation: Any
+) -> list[str]:
+    """Answers to ``items`` (question, pictures), each a conversation of its own, in order.
+
+    Raises DataError naming the first item that cannot be asked, ConfigError.
+    """
+    questions = []
+    for number, (text, images) in enumerate(items):
+        try:
+            questions.append(question_of(text, images, None, loaded.tiles))
+        except DataError as error:
+            raise DataError(f"item {number}: {error}") from error
+    texts = [""] * len(items)
+    for number, found in answers(loaded, questions, batch_size, max(1, len(items)), **generation):
+        if isinstance(found, DataError):
+            raise DataError(f"item {number}: {found}") from found
+        texts[number] = found.text
+    return texts

@@ -1,0 +1,117 @@
+"""Which part of a model lies on which card, from its config alone: cut between layers only.
+
+The vision tower, the projector, the embeddings, the last norm and the output layer share the first card: pictures, text
+and logits then meet without a copy, and activations cross from card to card once per cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+
+from internvl_chat.errors import ConfigError, nearest
+from internvl_chat.model.chat import InternVLChatModel
+from internvl_chat.model.config import InternVLChatConfig
+
+Rule = Literal["auto", "card"]
+Place = int | str | torch.device
+LAYERS = "language_model.model.layers"
+# Names in the maps of the model cards whose modules are called otherwise here.
+_CARD_NAMES = {
+    "language_model.model.tok_embeddings": "language_model.model.embed_tokens",
+    "language_model.output": "language_model.lm_head",
+}
+
+
+def plan_device_map(config: InternVLChatConfig, cards: int, rule: Rule = "auto") -> dict[str, int]:
+    """Module -> number of its card, of ``cards`` equal ones.
+
+    "auto": weights are spread evenly, what comes before and behind the layers counted in. "card": the rule of the
+    InternVL2 cards: the first card takes half as many layers as the others, and the last layer besides. Raises
+    ConfigError for less than one card.
+    """
+    if cards < 1:
+        raise ConfigError(f"device_map {rule!r} on {cards} cards: at least one is needed")
+    names, sizes = _modules(config)
+    layers = config.llm_config.num_hidden_layers
+    if rule == "card":
+        counts = _card_counts(layers, cards)
+    else:
+        layer = sum(sizes.get(f"{LAYERS}.{number}", 0) for number in range(layers)) / layers
+        rest = sum(size for name, size in sizes.items() if not name.startswith(f"{LAYERS}."))
+        counts = _even_counts(layers, cards, rest / layer)
+    found = dict.fromkeys(names, 0)
+    cuts = [card for card, count in enumerate(counts) for _ in range(count)]
+    found |= {f"{LAYERS}.{number}": card for number, card in enumerate(cuts)}
+    if rule == "card":
+        found[f"{LAYERS}.{layers - 1}"] = 0
+    return found
+
+
+def _card_counts(layers: int, cards: int) -> list[int]:
+    each = math.ceil(layers / (cards - 0.5))
+    counts, left = [], layers
+    for number in range(cards):
+        counts.append(min(left, math.ceil(each * 0.5) if number == 0 else each))
+        left -= counts[-1]
+    counts[-1] += left  # one card: its half is not all
+    return counts
+
+
+def _even_counts(layers: int, cards: int, rest: float) -> list[int]:
+    """Layers of each card where the first one also carries ``rest``, in layers."""
+    first = max(0, round((layers + rest) / cards - rest)) if cards > 1 else layers
+    others = layers - first
+    return [first, *(others * (n + 1) // (cards - 1) - others * n // (cards - 1) for n in range(cards - 1))]
+
+
+def _modules(config: InternVLChatConfig) -> tuple[list[str], dict[str, int]]:
+    """The modules that are placed as a whole, in order, and how many weights they have."""
+    with torch.device("meta"):
+        model = InternVLChatModel(config)
+    decoder = model.language_model.model
+    names = ["vision_model", "mlp1", "language_model.lm_head"]
+    for name, _ in decoder.named_children():
+        whole = f"language_model.model.{name}"
+        names += [f"{whole}.{number}" for number in range(len(decoder.layers))] if name == "layers" else [whole]
+    sizes = {name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in names}
+    return names, sizes
+
+
+def check_device_map(config: InternVLChatConfig, given: Mapping[str, Place]) -> dict[str, Place]:
+    """A map of the user's under the names of our modules, parts that this model lacks left out.
+
+    Maps written for the model cards fit. Raises ConfigError for names of no module, and for modules without a place.
+    """
+    names, _ = _modules(config)
+    renamed = {_CARD_NAMES.get(name, name): place for name, place in given.items()}
+    if set(given) == {""}:
+        return dict(given)
+    known = {"", *_parents(names), *names, "language_model.model.rotary_emb", *_CARD_NAMES.values()}
+    for name in renamed:
+        if name not in known and not any(name.startswith(f"{whole}.") for whole in names):
+            raise ConfigError(f"device_map: the model has no module {name!r}{nearest(name, known)}")
+    lost = [name for name in names if not any(name == whole or name.startswith(f"{whole}.") for whole in renamed)]
+    lost = [name for name in lost if not any(inner.startswith(f"{name}.") for inner in renamed) and "" not in renamed]
+    if lost:
+        raise ConfigError(f"device_map gives no place to {', '.join(lost[:4])}{' ...' if len(lost) > 4 else ''}")
+    return {name: place for name, place in renamed.items() if name in known or "." in name}
+
+
+def _parents(names: list[str]) -> set[str]:
+    return {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)}
+
+
+def resolve_device_map(config: InternVLChatConfig, wanted: Any) -> dict[str, Place]:
+    """The map that ``device_map=`` asks for on this machine. Raises ConfigError."""
+    if isinstance(wanted, Mapping):
+        return check_device_map(config, wanted)
+    if wanted not in ("auto", "card"):
+        raise ConfigError(f"device_map {wanted!r}: use 'auto', 'card' or a map of module names to cards")
+    here = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    if not here:
+        raise ConfigError(f"device_map {wanted!r} needs GPUs, and there is none here; leave it out to use the CPU")
+    return dict(plan_device_map(config, here, wanted))
