@@ -113,7 +113,7 @@ class ChatModel(Loaded):
         if not history and pixel_values is not None and IMAGE_PLACEHOLDER not in question:
             question = f"{IMAGE_PLACEHOLDER}\n{question}"
         said = list(history or [])
-        turns = [Turn(*turn) for old in said for turn in zip(("human", "gpt"), old, strict=True)]
+        turns = [turn for asked, answered in said for turn in (Turn("human", asked), Turn("gpt", answered))]
         row = self._row([*turns, Turn("human", question)], _patches(pixel_values, num_patches_list))
         answer = self._answers([row], pixel_values, generation_config)[0]
         if verbose:

@@ -19,9 +19,10 @@ from internvl_chat.model.config import InternVLChatConfig
 Rule = Literal["auto", "card"]
 Place = int | str | torch.device
 LAYERS = "language_model.model.layers"
+_EMBEDDING = "language_model.model.embed_tokens"
 # Names in the maps of the model cards whose modules are called otherwise here.
 _CARD_NAMES = {
-    "language_model.model.tok_embeddings": "language_model.model.embed_tokens",
+    "language_model.model.tok_embeddings": _EMBEDDING,
     "language_model.output": "language_model.lm_head",
 }
 
@@ -82,27 +83,25 @@ def _modules(config: InternVLChatConfig) -> tuple[list[str], dict[str, int]]:
 
 
 def check_device_map(config: InternVLChatConfig, given: Mapping[str, Place]) -> dict[str, Place]:
-    """A map of the user's under the names of our modules, parts that this model lacks left out.
+    """A map of the user's under the names of our modules; maps written for the model cards fit.
 
-    Maps written for the model cards fit. Raises ConfigError for names of no module, and for modules without a place.
+    Raises ConfigError for names of no module, and for modules without a place.
     """
     names, _ = _modules(config)
-    renamed = {_CARD_NAMES.get(name, name): place for name, place in given.items()}
-    if set(given) == {""}:
-        return dict(given)
-    known = {"", *_parents(names), *names, "language_model.model.rotary_emb", *_CARD_NAMES.values()}
-    for name in renamed:
-        if name not in known and not any(name.startswith(f"{whole}.") for whole in names):
-            raise ConfigError(f"device_map: the model has no module {name!r}{nearest(name, known)}")
-    lost = [name for name in names if not any(name == whole or name.startswith(f"{whole}.") for whole in renamed)]
-    lost = [name for name in lost if not any(inner.startswith(f"{name}.") for inner in renamed) and "" not in renamed]
+    found = {_CARD_NAMES.get(name, name): place for name, place in given.items()}
+    for name in found:
+        if name and not any(_holds(name, whole) or _holds(whole, name) for whole in names):
+            raise ConfigError(f"device_map: the model has no module {name!r}{nearest(name, names)}")
+    if _EMBEDDING in found:  # older cards do not name it, and it has no weights
+        found.setdefault("language_model.model.rotary_emb", found[_EMBEDDING])
+    lost = [name for name in names if not any(_holds(key, name) or _holds(name, key) for key in found)]
     if lost:
         raise ConfigError(f"device_map gives no place to {', '.join(lost[:4])}{' ...' if len(lost) > 4 else ''}")
-    return {name: place for name, place in renamed.items() if name in known or "." in name}
+    return found
 
 
-def _parents(names: list[str]) -> set[str]:
-    return {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)}
+def _holds(outer: str, inner: str) -> bool:
+    return not outer or f"{inner}.".startswith(f"{outer}.")
 
 
 def resolve_device_map(config: InternVLChatConfig, wanted: Any) -> dict[str, Place]:

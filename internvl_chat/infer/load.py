@@ -66,14 +66,9 @@ def load(
     system message, None = the config's. ``base``: where the base of an adapter is, None = where it was trained.
     Raises CheckpointError for a folder that is no usable model, ConfigError for settings that cannot be used.
     """
-    folder = find_folder(path)
-    adapter = (folder / ADAPTER_FILE).is_file() and not (folder / "config.json").is_file()
-    if not adapter and not (folder / "config.json").is_file():
-        inside = sorted(str(found.parent) for found in folder.glob("*/config.json"))
-        hint = f"did you mean {inside[-1]}?" if inside else "it needs config.json, tokenizer.json, *.safetensors"
-        raise CheckpointError(f"{path}: not a model folder, there is no config.json in it; {hint}")
     if device is not None and device_map is not None:
         raise ConfigError("give device, or device_map, not both")
+    folder, adapter = _find(path)
     place = _resolve_device(device)
     number_type = _resolve_dtype(dtype, place)
     overrides = {"template": conv_style, "system_message": system_message}
@@ -87,7 +82,8 @@ def load(
     if load_in_8bit or load_in_4bit:
         if adapter:
             raise ConfigError(
-                f"{path} is an adapter, and a base in few bits cannot take it up: {_MERGE.format(folder)}"
+                f"{path} is an adapter, and a base in few bits cannot take it up; merge it first: internvl merge-lora "
+                f"{folder} OUT"
             )
         options["quantization"] = quantization_of(config, load_in_8bit, load_in_4bit, number_type)
     if device_map is not None:
@@ -103,6 +99,18 @@ def load(
     else:
         model = load_model(folder, number_type, **options)
     return assemble(model, tokenizer, image_backend)
+
+
+def _find(path: str | Path) -> tuple[Path, bool]:
+    """The folder, and whether it is that of an adapter. Raises CheckpointError if it is that of nothing."""
+    folder = find_folder(path)
+    if (folder / "config.json").is_file():
+        return folder, False
+    if (folder / ADAPTER_FILE).is_file():
+        return folder, True
+    inside = sorted(str(found.parent) for found in folder.glob("*/config.json"))
+    hint = f"did you mean {inside[-1]}?" if inside else "it needs config.json, tokenizer.json, *.safetensors"
+    raise CheckpointError(f"{path}: not a model folder, there is no config.json in it; {hint}")
 
 
 def quantization_of(

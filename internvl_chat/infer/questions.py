@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -53,7 +53,8 @@ def question_of(
     """
     pictures = images if isinstance(images, Sequence) and not isinstance(images, (str, Image.Image)) else [images]
     text = _place_video(place_pictures(text, len(pictures)), video is not None)
-    stills, films = iter(show_pictures(pictures, settings)), iter(())
+    stills = iter(show_pictures(pictures, settings))
+    films: Iterator[Shown] = iter(())
     if video is not None:
         if isinstance(video, Image.Image):
             raise DataError("a video is given by its path, not as an opened picture")
