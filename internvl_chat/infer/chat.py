@@ -12,11 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from internvl_chat.data.record import Turn
 from internvl_chat.infer.answer import Prompts, decode, generate, generation_options, pad_prompts
+from internvl_chat.infer.kept import Kept, cache_for, keep
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.infer.pictures import NUM_SEGMENTS, Picture, cut_shown, encode_pictures
 from internvl_chat.infer.questions import question_of
@@ -44,12 +47,14 @@ class Chat:
     """A conversation with a model. Pictures of earlier rounds stay; each is encoded once.
 
     A round becomes history when its answer is complete: after an error, or a stream that was closed early, the
-    conversation is as it was before the question.
+    conversation is as it was before the question. What the language model has read is kept as well, in the memory of
+    the model's device, so that a round costs what is new in it.
     """
 
     def __init__(self, loaded: Loaded, system: str | None = None) -> None:
         """``system``: system message, None = the template's."""
         self.loaded = loaded
+        self._kept: Kept | None = None
         self._start = Conversation() if system is None else Conversation((Turn("system", system),))
         self._said = self._start
 
@@ -61,6 +66,7 @@ class Chat:
     def clear(self) -> None:
         """Forget all rounds and pictures; the system message stays."""
         self._said = self._start
+        self._kept = None
 
     @overload
     def ask(
@@ -112,21 +118,35 @@ class Chat:
         before = self._said
         asked = before.asked(asking.turns[-1], tiles.counts, encode_pictures(self.loaded.model, tiles.pixels))
         row = self.loaded.encoder.encode_prompt(asked.turns, asked.tiles)
-        prompts = pad_prompts(self.loaded, [row], torch.cat(asked.features))
         if stream:
-            return self._stream(before, asked, prompts, options)
-        answer = decode(self.loaded, generate(self.loaded, prompts, options)[0].tolist())
-        self._said = asked.answered(answer)
-        return answer
+            return self._stream(before, asked, row, options)
+        prompts, cache = self._begin(before, asked, row, options)
+        ids = generate(self.loaded, prompts, options, past_key_values=cache)[0].tolist()
+        self._end(asked.answered(decode(self.loaded, ids)), row, cache, ids)
+        return self._said.turns[-1].text
 
     def _stream(
-        self, before: Conversation, asked: Conversation, prompts: Prompts, options: dict[str, Any]
+        self, before: Conversation, asked: Conversation, row: np.ndarray, options: dict[str, Any]
     ) -> Generator[str, None, None]:
-        pieces = []
-        with closing(stream_answer(self.loaded, prompts, options)) as answer:
-            for piece in answer:
-                pieces.append(piece)
-                yield piece
+        prompts, cache = self._begin(before, asked, row, options)
+        pieces: list[str] = []
+        with closing(stream_answer(self.loaded, prompts, options, past_key_values=cache)) as answer:
+            while True:
+                try:
+                    pieces.append(next(answer))
+                except StopIteration as end:
+                    ids = end.value
+                    break
+                yield pieces[-1]
         if self._said is not before:
             raise RuntimeError("the conversation went on while this answer was streamed; finish a stream, then ask")
-        self._said = asked.answered("".join(pieces))
+        self._end(asked.answered("".join(pieces)), row, cache, ids)
+
+    def _begin(
+        self, before: Conversation, asked: Conversation, row: np.ndarray, options: dict[str, Any]
+    ) -> tuple[Prompts, DynamicCache | None]:
+        kept = self._kept if self._said is before else None  # another question may have been asked in between
+        return pad_prompts(self.loaded, [row], torch.cat(asked.features)), cache_for(self.loaded, kept, row, options)
+
+    def _end(self, said: Conversation, row: np.ndarray, cache: DynamicCache | None, ids: list[int]) -> None:
+        self._said, self._kept = said, keep(cache, row, ids)

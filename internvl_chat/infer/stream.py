@@ -58,14 +58,17 @@ class TextPieces:
         return shown
 
 
-def stream_answer(loaded: Loaded, prompts: Prompts, options: Mapping[str, Any]) -> Generator[str, None, None]:
+def stream_answer(
+    loaded: Loaded, prompts: Prompts, options: Mapping[str, Any], **extra: Any
+) -> Generator[str, None, list[int]]:
     """Text pieces of the answer to one prompt, generated in a thread that lives as long as the iterator.
 
-    Closing the iterator stops the generation and waits for the thread. What goes wrong in it is raised here.
+    Closing the iterator stops the generation and waits for the thread. What goes wrong in it is raised here. Returns
+    the ids. ``extra``: further arguments of ``generate``.
     """
     tokens: SimpleQueue[list[int] | None] = SimpleQueue()
     closed = Event()
-    extra = {
+    extra |= {
         "streamer": _Tap(tokens),
         "stopping_criteria": StoppingCriteriaList([*options.get("stopping_criteria", ()), _Closed(closed)]),
     }
@@ -78,9 +81,10 @@ def stream_answer(loaded: Loaded, prompts: Prompts, options: Mapping[str, Any]) 
             while (new := tokens.get()) is not None:
                 if piece := pieces.add(new):
                     yield piece
-            future.result()
+            ids = future.result()[0].tolist()
             if piece := pieces.finish():
                 yield piece
+            return ids
         finally:
             closed.set()
 
