@@ -140,6 +140,8 @@ def with_old_keys(values: dict[str, Any], llm_key: str) -> dict[str, Any]:
         return values
     if not llm.get("architectures") and llm.get("model_type") in LLMS:
         llm["architectures"] = [LLMS[llm["model_type"]].architecture]
+    if "num_local_experts" in llm:  # transformers' new name; without the old one others count 128
+        llm.setdefault("num_experts", llm["num_local_experts"])
     rope = llm.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
         llm["rope_theta"] = rope["rope_theta"]

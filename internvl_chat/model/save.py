@@ -103,6 +103,8 @@ def save_hf_folder(
 def _write_processor(config: InternVLChatConfig, folder: Path) -> None:
     """What transformers' processor needs to cut the very tiles of our training."""
     side = config.image_size
+    # The processor cuts tiles unless told otherwise in every call, and not all callers pass our "no" on.
+    fewest, most = (config.min_dynamic_patch, config.max_dynamic_patch) if config.dynamic_image_size else (1, 1)
     pictures = {
         "image_processor_type": "GotOcr2ImageProcessor",
         "processor_class": "InternVLProcessor",
@@ -112,8 +114,8 @@ def _write_processor(config: InternVLChatConfig, folder: Path) -> None:
         "do_rescale": True,
         "do_resize": True,
         **_statistics(config),
-        "min_patches": config.min_dynamic_patch,
-        "max_patches": config.max_dynamic_patch,
+        "min_patches": fewest,
+        "max_patches": most,
         "resample": 3,
         "rescale_factor": 1 / 255,
         "size": {"height": side, "width": side},
