@@ -69,8 +69,8 @@ def load(
     if device is not None and device_map is not None:
         raise ConfigError("give device, or device_map, not both")
     folder, adapter = _find(path)
-    place = _resolve_device(device)
-    number_type = _resolve_dtype(dtype, place)
+    place = resolve_device(device)
+    number_type = resolve_dtype(dtype, place)
     overrides = {"template": conv_style, "system_message": system_message}
     origin = read_origin(folder, base) if adapter else Origin(folder)
     # What takes no time is checked before the weights are read.
@@ -168,7 +168,7 @@ def _special_ids(tokenizer: Any, template: Framing) -> frozenset[int]:
     return frozenset((special | named | set(tokenizer.all_special_ids)) - shown)
 
 
-def _resolve_device(device: torch.device | str | None) -> torch.device:
+def resolve_device(device: torch.device | str | None) -> torch.device:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device is None:
         return accelerator or torch.device("cpu")
@@ -183,7 +183,7 @@ def _resolve_device(device: torch.device | str | None) -> torch.device:
     return wanted
 
 
-def _resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | str:
+def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | str:
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if isinstance(dtype, torch.dtype) or dtype == "auto":

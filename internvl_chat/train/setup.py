@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from internvl_chat.config.cache import cache_folder
 from internvl_chat.config.data import DataArguments
 from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.corpus import Corpus, open_corpus
@@ -84,8 +85,7 @@ def build_maker(
 
 def index_folder(data: DataArguments) -> Path:
     """Where indexes are kept."""
-    cache = Path(os.environ.get("INTERNVL_CACHE", "~/.cache/internvl_chat")).expanduser()
-    return Path(data.index_dir) if data.index_dir else cache / "index"
+    return Path(data.index_dir) if data.index_dir else cache_folder() / "index"
 
 
 def cores(processes: int = 1) -> int:

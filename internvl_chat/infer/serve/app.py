@@ -1,0 +1,296 @@
+"""transformers' own serving app around one InternVL model: its routes, its handlers, our prompts and decoding.
+
+Imported when a server starts: the library's modules need fastapi.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoModelForImageTextToText, GenerationConfig
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.completion import CompletionHandler
+from transformers.cli.serving.model_manager import ModelManager
+from transformers.cli.serving.server import build_server
+from transformers.cli.serving.utils import BaseHandler, GenerationState
+
+from internvl_chat.infer.load import quantization_of
+from internvl_chat.infer.loaded import Loaded
+from internvl_chat.infer.serve.checks import Wishes, check_fields, read_wishes
+from internvl_chat.infer.serve.engine import Engine, Failure, Growing
+from internvl_chat.infer.serve.faults import ApiError, wrong
+from internvl_chat.infer.serve.gate import GONE
+from internvl_chat.infer.serve.prompts import Limits, Prepared, prepare_chat, prepare_text
+from internvl_chat.log import get_logger
+
+logger = get_logger(__name__)
+
+# The library has more: what loads other models, or unloads this one, is not for clients.
+METHODS: dict[str, tuple[str, ...]] = {
+    "/v1/chat/completions": ("POST",),
+    "/v1/completions": ("POST",),
+    "/v1/models": ("GET",),
+    "/health": ("GET",),
+}
+# Pictures are cut by so many at once; a large one takes a few hundred megabytes meanwhile.
+CUTTERS = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server is started with. ``device``: a torch device, or "auto" to spread over all GPUs.
+
+    ``names``: under which clients may ask for the model, the first one is told them.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    device: str = "cpu"
+    dtype: torch.dtype | str = torch.float32
+    quantization: str | None = None
+    max_new_tokens: int = 1024
+
+
+class OneModel(ModelManager):
+    """The library's manager with a single model, loaded at once and never unloaded before the end."""
+
+    def __init__(self, settings: Settings, loaded: Loaded) -> None:
+        self.settings = settings
+        self.loaded = loaded
+        self.engine = Engine(loaded)
+        self.created = int(time.time())
+        super().__init__(quantization=settings.quantization, force_model="served")
+
+    def _load_processor(self, model_id_and_revision: str, gguf_file: str | None = None) -> Any:
+        """Prompts and answers go through our own encoder, not through a processor of transformers."""
+        return self.loaded
+
+    def _load_model(self, model_id_and_revision: str, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own InternVL model, in eval mode."""
+        settings = self.settings
+        model = AutoModelForImageTextToText.from_pretrained(
+            settings.folder,
+            dtype=settings.dtype,
+            device_map="auto" if settings.device == "auto" else {"": settings.device},
+            quantization_config=self.get_quantization_config(),
+            local_files_only=True,
+        )
+        return model.eval()
+
+    def get_quantization_config(self) -> Any:
+        """Packed as ``load`` does it: what must stay in 16 bits does."""
+        if self.settings.quantization is None:
+            return None
+        eight = self.settings.quantization == "bnb-8bit"
+        config = quantization_of(self.loaded.model.config, eight, not eight, self.settings.dtype)
+        theirs = {"mlp1": "multi_modal_projector", "vision_model": "vision_tower"}
+        kept = config.llm_int8_skip_modules or []
+        config.llm_int8_skip_modules = [theirs.get(name, name) for name in kept]
+        return config
+
+    @property
+    def model(self) -> Any:
+        """The loaded model."""
+        return self.load_model_and_processor(self.process_model_name("served"))[0]
+
+    def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The served model, as OpenAI's list has it."""
+        name = self.settings.names[0]
+        return [{"id": name, "object": "model", "created": self.created, "owned_by": "internvl_chat"}]
+
+    def shutdown(self) -> None:
+        """End what is being generated, then free the model."""
+        self.engine.stop()
+        super().shutdown()
+
+
+class _Asking(BaseHandler):
+    """What both handlers share: checks, preparation beside the event loop, and an answer that grows."""
+
+    manager: OneModel
+    pool: ThreadPoolExecutor
+    limits: Limits
+
+    def set_up(self, manager: OneModel, pool: ThreadPoolExecutor) -> Any:
+        """Set all that is needed; returns itself."""
+        self.manager, self.pool = manager, pool
+        self.limits = Limits.of(manager.loaded)
+        return self
+
+    def _check(self, body: dict[str, Any]) -> Wishes:
+        check_fields(body, getattr(self._valid_params_class, "__mutable_keys__", ()))
+        names = self.manager.settings.names
+        asked = body.get("model", names[0])
+        if not isinstance(asked, str):
+            raise wrong("model: a text", "model")
+        if asked not in names:
+            message = f"there is no model {asked[:200]!r} here; this server has {names[0]!r}"
+            raise ApiError(404, message, "model", "model_not_found")
+        return read_wishes(body, len(self.manager.loaded.tokenizer))
+
+    async def _start(self, prepare: Callable[[], Prepared], wishes: Wishes) -> tuple[Growing, Prepared]:
+        """An answer in its queue. It is cancelled when the client goes away."""
+        began = time.perf_counter()
+        gone = GONE.get()
+        prepared = await asyncio.get_running_loop().run_in_executor(self.pool, prepare)
+        model = self.manager.model
+        config = self._config_of(wishes, model.generation_config, prepared.room)
+        answer = self.manager.engine.start(model, prepared, config, wishes.stop, wishes.seed)
+        answer.cancel_when(gone)
+        logger.debug("prompt of %d tokens ready after %.3f s", len(prepared.ids), time.perf_counter() - began)
+        return answer, prepared
+
+    def _config_of(self, wishes: Wishes, base: GenerationConfig, room: int) -> GenerationConfig:
+        """The library's reading of a request; greedy unless a temperature is given, as ``Chat`` is."""
+        body = {"max_tokens": min(room, wishes.max_tokens or self.manager.settings.max_new_tokens)}
+        config = self._build_generation_config(body, base)
+        loaded = self.manager.loaded
+        config.update(eos_token_id=list(loaded.stop_ids), pad_token_id=loaded.pad_id)
+        config.update(
+            do_sample=wishes.temperature > 0, temperature=wishes.temperature or 1.0, top_p=wishes.top_p or 1.0
+        )
+        if wishes.penalty != 1.0:
+            config.repetition_penalty = wishes.penalty
+        if wishes.logit_bias:
+            config.sequence_bias = [[[number], bias] for number, bias in wishes.logit_bias.items()]
+        return config
+
+
+async def _pieces(answer: Growing) -> AsyncIterator[str]:
+    """Text as it grows. Raises ApiError if generation fails; cancels it if nobody reads on."""
+    try:
+        while (item := await answer.queue.get()) is not None:
+            if isinstance(item, Failure):
+                raise ApiError(item.status, item.message)
+            yield item
+    finally:
+        answer.close()
+
+
+class ChatHandler(_Asking, ChatCompletionHandler):
+    """``/v1/chat/completions``."""
+
+    async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+        """JSON, or events if the request says ``stream``. Raises ApiError."""
+        from fastapi.responses import JSONResponse, StreamingResponse
+
+        wishes = self._check(body)
+        messages, loaded = body.get("messages"), self.manager.loaded
+        answer, prepared = await self._start(
+            lambda: prepare_chat(messages, loaded, self.limits, wishes.max_tokens), wishes
+        )
+        name = self.manager.settings.names[0]
+        if wishes.stream:
+            return StreamingResponse(self._events(request_id, name, answer, prepared), media_type="text/event-stream")
+        text = "".join([piece async for piece in _pieces(answer)])
+        usage = _usage(answer, prepared)
+        return JSONResponse(self._build_completion(request_id, text, name, finish_reason=answer.finish, usage=usage))
+
+    async def _events(self, request_id: str, name: str, answer: Growing, prepared: Prepared) -> AsyncIterator[str]:
+        try:
+            yield self._build_chunk_sse(request_id, role="assistant", content="", model=name)
+            async for piece in _pieces(answer):
+                yield self._build_chunk_sse(request_id, content=piece, model=name)
+            usage = _usage(answer, prepared)
+            yield self._build_chunk_sse(request_id, finish_reason=answer.finish, model=name, usage=usage)
+            yield "data: [DONE]\n\n"
+        except ApiError as error:
+            yield f"data: {json.dumps(error.object())}\n\n"
+        finally:
+            answer.close()
+
+
+class TextHandler(_Asking, CompletionHandler):
+    """``/v1/completions``: a prompt as it stands, without pictures."""
+
+    async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+        """JSON, or events if the request says ``stream``. Raises ApiError."""
+        from fastapi.responses import JSONResponse, StreamingResponse
+        from openai.types import Completion, CompletionChoice
+
+        wishes = self._check(body)
+        prompt, loaded = body.get("prompt"), self.manager.loaded
+        answer, prepared = await self._start(
+            lambda: prepare_text(prompt, loaded, self.limits, wishes.max_tokens), wishes
+        )
+        name = self.manager.settings.names[0]
+        if wishes.stream:
+            return StreamingResponse(self._events(request_id, name, answer, prepared), media_type="text/event-stream")
+        text = "".join([piece async for piece in _pieces(answer)])
+        choice = CompletionChoice(text=text, index=0, logprobs=None, finish_reason=answer.finish)
+        made = Completion(
+            id=request_id,
+            created=int(time.time()),
+            model=name,
+            choices=[choice],
+            object="text_completion",
+            usage=_usage(answer, prepared),
+        )
+        return JSONResponse(made.model_dump(exclude_none=True))
+
+    async def _events(self, request_id: str, name: str, answer: Growing, prepared: Prepared) -> AsyncIterator[str]:
+        try:
+            async for piece in _pieces(answer):
+                yield self._build_chunk_sse(request_id, name, text=piece)
+            usage = _usage(answer, prepared)
+            yield self._build_chunk_sse(request_id, name, finish_reason=answer.finish, usage=usage)
+            yield "data: [DONE]\n\n"
+        except ApiError as error:
+            yield f"data: {json.dumps(error.object())}\n\n"
+        finally:
+            answer.close()
+
+
+def _usage(answer: Growing, prepared: Prepared) -> Any:
+    from openai.types.completion_usage import CompletionUsage
+
+    asked, made = len(prepared.ids), answer.tokens
+    return CompletionUsage(prompt_tokens=asked, completion_tokens=made, total_tokens=asked + made)
+
+
+def build_app(manager: OneModel) -> Any:
+    """The library's app with our handlers, without the routes that are not for clients. A Gate belongs before it."""
+    state = GenerationState()
+    pool = ThreadPoolExecutor(CUTTERS, "internvl-cut")
+    chat = ChatHandler(manager, state).set_up(manager, pool)
+    text = TextHandler(manager, state).set_up(manager, pool)
+    none = cast(Any, None)  # their routes go
+    app = build_server(manager, chat, text, none, none, none, state)
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") in METHODS]
+    _tell_errors(app)
+    return app
+
+
+def _tell_errors(app: Any) -> None:
+    """All errors leave the app as OpenAI's error object."""
+    from fastapi import Response
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+
+    def respond(error: ApiError) -> Any:
+        return Response(error.body(), error.status, error.headers, "application/json")
+
+    async def ours(_: Any, error: Any) -> Any:
+        return respond(error)
+
+    async def library(_: Any, error: Any) -> Any:
+        return respond(ApiError(error.status_code, str(error.detail)))
+
+    async def body(_: Any, error: Any) -> Any:
+        return respond(wrong("the body must be a JSON object", code="invalid_json"))
+
+    async def unknown(_: Any, error: Any) -> Any:
+        return respond(ApiError(500, "the server has failed; its log says more"))
+
+    app.add_exception_handler(ApiError, ours)
+    app.add_exception_handler(HTTPException, library)
+    app.add_exception_handler(RequestValidationError, body)
+    app.add_exception_handler(Exception, unknown)

@@ -1,0 +1,185 @@
+"""``internvl serve``: a checkpoint over HTTP in OpenAI's protocol, through transformers' own serving app."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import os
+import signal
+import socket
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from internvl_chat.errors import ConfigError
+from internvl_chat.log import get_logger, setup_logging
+
+logger = get_logger(__name__)
+
+KEY = "INTERNVL_API_KEY"
+QUANTIZATIONS = ("bnb-8bit", "bnb-4bit")
+# So long may answers that are being made go on when the server is told to end.
+GRACE_S = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the sub-command ``internvl serve``."""
+    add = parser.add_argument
+    parser.epilog = (
+        "Answers are made one after another, as transformers does for models that see; for many users at once see "
+        "docs/deploy.md (vLLM, LMDeploy, SGLang)."
+    )
+    add("checkpoint", metavar="CKPT", help="model folder of either layout, or LoRA adapter folder")
+    add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 = all (default: %(default)s, this machine)")
+    add("--port", type=int, default=8000, help="port to listen at; 0 = any free one (default: %(default)s)")
+    add("--api_key", default=None, help=f"key that clients must send (default: ${KEY}, else none is asked for)")
+    add("--name", default=None, help="name of the model for clients (default: that of the folder)")
+    add("--max_new_tokens", type=int, default=1024, help="longest answer where a request sets none (default: 1024)")
+    add("--max_body_mb", type=float, default=32.0, help="largest request in MB, pictures included (default: 32)")
+    add("--max_waiting", type=int, default=128, help="requests that may wait; more are told 429 (default: 128)")
+    add("--conv_style", default=None, help="template of the conversation (default: the one in config.json)")
+    add("--base", default=None, help="of a LoRA adapter: the folder of its base (default: where it was trained)")
+    add(
+        "--device",
+        default=None,
+        help="cpu, cuda, cuda:1, ..., auto = all GPUs (default: an accelerator if there is one)",
+    )
+    add("--dtype", default=None, help="bfloat16, float16, float32, auto (default: bfloat16, on a CPU float32)")
+    add("--quantization", choices=QUANTIZATIONS, default=None, help="weights in 8 or 4 bits, through bitsandbytes")
+    add("--image_backend", choices=("torch", "pillow"), default="torch", help="who resizes pictures (default: torch)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal ends it. Returns the exit status."""
+    from transformers.utils import logging as theirs
+    from transformers.utils.import_utils import is_serve_available
+
+    setup_logging()
+    _check(args)
+    if not is_serve_available():
+        raise ConfigError("internvl serve needs fastapi, uvicorn and openai: pip install 'internvl_chat[serve]'")
+    theirs.disable_progress_bar()
+    theirs.set_verbosity_error()
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        # Taken before the weights are read: nobody waits minutes for a port that is not free.
+        with _listen_at(args.host, args.port) as place:
+            _serve(args, place)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def _serve(args: argparse.Namespace, place: socket.socket) -> None:
+    import uvicorn
+
+    from internvl_chat.infer.load import resolve_device, resolve_dtype
+    from internvl_chat.infer.serve.app import METHODS, OneModel, Settings, build_app
+    from internvl_chat.infer.serve.export import describe, served_folder
+    from internvl_chat.infer.serve.gate import Gate
+
+    key = args.api_key if args.api_key is not None else os.environ.get(KEY) or None
+    device = resolve_device(None if args.device == "auto" else args.device)
+    dtype = resolve_dtype(args.dtype, device)
+    if key is None and not _is_loopback(args.host):
+        logger.warning("everyone who reaches %s may ask: no key is set (--api_key, or $%s)", args.host, KEY)
+    folder = served_folder(args.checkpoint, args.conv_style, args.base)
+    name = args.name or Path(args.checkpoint).expanduser().resolve().name
+    settings = Settings(
+        folder=folder,
+        names=tuple(dict.fromkeys([name, str(args.checkpoint)])),
+        device="auto" if args.device == "auto" else str(device),
+        dtype=dtype,
+        quantization=args.quantization,
+        max_new_tokens=args.max_new_tokens,
+    )
+    loaded = describe(folder, args.conv_style, image_backend=args.image_backend)
+    manager = OneModel(settings, loaded)
+    gate = Gate(
+        build_app(manager),
+        METHODS,
+        api_key=key,
+        max_body=int(args.max_body_mb * 2**20),
+        max_waiting=args.max_waiting,
+    )
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                _say_ready(place, name, key is not None)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            asyncio.get_running_loop().call_later(GRACE_S, manager.engine.give_up)
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        gate,
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_level="error",
+        access_log=False,
+        timeout_graceful_shutdown=2 * GRACE_S,
+    )
+    try:
+        Server(config).run(sockets=[place])
+    finally:
+        logger.info("the server has ended")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """All that can be wrong with the flags alone. Raises ConfigError."""
+    if not 0 <= args.port < 2**16:
+        raise ConfigError(f"--port {args.port}: a port is between 1 and 65535 (0 = any free one)")
+    if args.api_key is not None and not args.api_key.strip():
+        raise ConfigError(f"--api_key is empty; give one, or leave it out (then ${KEY} counts)")
+    if args.name is not None and not args.name.strip():
+        raise ConfigError("--name is empty")
+    for name, least in (("max_new_tokens", 1), ("max_waiting", 0)):
+        if getattr(args, name) < least:
+            raise ConfigError(f"--{name} {getattr(args, name)}: at least {least}")
+    if not 2**-10 <= args.max_body_mb <= 2**12:
+        raise ConfigError(f"--max_body_mb {args.max_body_mb:g}: between 0.001 and 4096")
+
+
+def _listen_at(host: str, port: int) -> socket.socket:
+    """A socket with its address, not listening yet. Raises ConfigError."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        place = socket.socket(family, kind, protocol)
+        try:
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind(address)
+        except OSError:
+            place.close()
+            raise
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host} --port {port} cannot be listened at ({error.strerror or error}); another server may be "
+            "there: choose another --port"
+        ) from error
+    return place
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _say_ready(place: socket.socket, name: str, has_key: bool) -> None:
+    host, port = place.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    key = " -H 'Authorization: Bearer KEY'" if has_key else ""
+    example = '{"messages": [{"role": "user", "content": "Hello!"}]}'
+    logger.info("ready: %s/v1, model %s; end it with Ctrl-C. To ask:", url, name)
+    logger.info("curl %s/v1/chat/completions%s -H 'Content-Type: application/json' -d '%s'", url, key, example)
+
+
+def _end(number: int, frame: FrameType | None) -> Any:
+    """SIGTERM is the usual way to end a server, no failure."""
+    raise SystemExit(0)
