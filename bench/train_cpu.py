@@ -275,7 +275,7 @@ def compare(samples: int, repeats: int, variants: Sequence[str]) -> dict[str, An
         write_models(folder)
         write_data(folder, samples)
         data = describe(folder, samples)
-        numerics = alone(folder, "--numbers")
+        numerics = same_numbers(folder)
         runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
         for repeat in range(repeats):
             for variant in variants[repeat % len(variants) :] + variants[: repeat % len(variants)]:
@@ -425,11 +425,10 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write bench/results/train_cpu.json")
     for hidden in ("--folder", "--measure"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
-    parser.add_argument("--numbers", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.folder:
         folder = Path(args.folder)
-        print(json.dumps(same_numbers(folder) if args.numbers else measure(args.measure, folder)))
+        print(json.dumps(measure(args.measure, folder)))
         return
     found = compare(args.samples, args.repeats, args.variants)
     report = {**machine(), "baseline": BASELINE, "repeats": args.repeats, "results": found}

@@ -21,6 +21,7 @@ LEVELS = {
     "constants": 0,
     "errors": 0,
     "log": 0,
+    "launch": 1,
     "config": 1,
     "data": 2,
     "model": 2,

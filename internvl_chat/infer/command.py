@@ -1,27 +1,22 @@
-"""``internvl chat``: one question on the command line, or a conversation line by line."""
+"""``internvl chat``: one question on the command line, a conversation, or a file of questions."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internvl_chat.errors import InternVLError, nearest
+from internvl_chat.errors import ConfigError
 from internvl_chat.log import setup_logging
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from internvl_chat.infer.loaded import Loaded
 
-    from internvl_chat.infer.chat import Chat
-
-HELP = {
-    "/image": "/image PATH   attach a picture to the next question; `<image>` in it says where (more pictures: again)",
-    "/clear": "/clear        forget the conversation and what is attached",
-    "/help": "/help         these lines",
-    "/quit": "/quit         leave (also Ctrl-D; Ctrl-C stops an answer, or leaves)",
-}
+# Flags of a file of questions -> what they are without one.
+_OF_FILES = {"output": None, "batch_size": 8, "image_root": None, "overwrite": False}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,125 +25,157 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("checkpoint", metavar="CKPT", help="model folder, or LoRA adapter folder")
     add("question", nargs="?", help="what to ask; without it a conversation starts, line by line (/help)")
     add("--image", action="append", default=[], metavar="PATH", help="picture for the (first) question; repeatable")
-    add("--max_new_tokens", type=int, default=256, help="longest answer in tokens (default: %(default)s)")
-    add("--temperature", type=float, default=0.0, help="0 = the likeliest token each time (default); above: sampling")
-    add("--top_p", type=float, default=None, help="sample from the likeliest tokens that make up this share")
+    add("--video", metavar="PATH", help="video, GIF or folder of frames (its name ends in /) for the (first) question")
+    add("--num_segments", type=int, default=8, metavar="N", help="frames of a video (default: %(default)s)")
+    add("--max_tiles", type=int, metavar="N", help="most tiles of a question's pictures (default: config.json's)")
+    add("--system", metavar="MESSAGE", help="system message (default: the template's)")
     add("--conv_style", default=None, help="template of the conversation (default: the one in config.json)")
-    add("--base", default=None, help="of a LoRA adapter: the folder of its base (default: where it was trained)")
-    add("--device", default=None, help="cpu, cuda, cuda:1, ... (default: an accelerator if there is one)")
-    add("--dtype", default=None, help="bfloat16, float16, float32, auto (default: bfloat16, on a CPU float32)")
-    add("--image_backend", choices=("torch", "pillow"), default="torch", help="who resizes pictures (default: torch)")
+    add(
+        "--stats",
+        action="store_true",
+        help="tell tokens and speed after each answer (a conversation on a terminal does)",
+    )
+    _add_decoding(parser.add_argument_group("decoding"))
+    _add_model(parser.add_argument_group("the model and where it runs"))
+    add = parser.add_argument_group(
+        "a file of questions (docs/chat.md); under torchrun or srun the processes share it"
+    ).add_argument
+    add("--input", metavar="QUESTIONS", help='JSONL: {"question": .., "image": ..} a line, or any training format')
+    add("--output", metavar="ANSWERS", help="JSONL, a line for each; the same command goes on after it was stopped")
+    add("--batch_size", type=int, default=8, metavar="N", help="questions at once (default: %(default)s)")
+    add("--image_root", metavar="DIR", help="where paths in QUESTIONS begin (default: the current folder)")
+    add("--overwrite", action="store_true", help="begin ANSWERS anew")
     _accept_question_after_flags(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Answer the question on stdout, or hold a conversation. Returns the exit status."""
-    from internvl_chat.infer.answer import generation_options
-    from internvl_chat.infer.pictures import place_pictures, read_picture
+def _add_decoding(group: Any) -> None:
+    add = group.add_argument
+    add("--max_new_tokens", type=int, default=256, help="longest answer in tokens (default: %(default)s)")
+    add("--temperature", type=float, default=0.0, help="0 = the likeliest token each time (default); above: sampling")
+    add("--top_p", type=float, default=None, help="sample from the likeliest tokens that make up this share")
+    add("--repetition_penalty", type=float, metavar="X", help="above 1: what was said already is less likely")
+    add("--seed", type=int, metavar="N", help="of sampling (default: another one each time)")
+    add("--generate", action="append", default=[], metavar="NAME=VALUE", help="any argument of generate; repeatable")
 
-    setup_logging()
-    generation = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
-    if args.top_p is not None:
-        generation["top_p"] = args.top_p
+
+def _add_model(group: Any) -> None:
+    add = group.add_argument
+    add("--base", default=None, help="of a LoRA adapter: the folder of its base (default: where it was trained)")
+    add("--device", default=None, help="cpu, cuda, cuda:1, ... (default: an accelerator if there is one)")
+    add("--device_map", choices=("auto", "card"), help="spread over all GPUs: evenly, or by the model cards' rule")
+    add("--dtype", default=None, help="bfloat16, float16, float32, auto (default: bfloat16, on a CPU float32)")
+    add("--load_in_8bit", action="store_true", help="weights in 8 bits, through bitsandbytes")
+    add("--load_in_4bit", action="store_true", help="weights in 4 bits, through bitsandbytes")
+    add("--image_backend", choices=("torch", "pillow"), default="torch", help="who resizes pictures (default: torch)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer on stdout, hold a conversation, or answer a file. Returns the exit status."""
+    from internvl_chat.infer.settings import check_settings, read_settings
+
     # Everything that can be wrong is told before the weights are read.
-    generation_options(generation)
+    generation = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
+    for name in ("top_p", "repetition_penalty"):
+        if getattr(args, name) is not None:
+            generation[name] = getattr(args, name)
+    generation |= read_settings(args.generate)
+    check_settings(generation)
+    for name in ("num_segments", "max_tiles", "batch_size"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ConfigError(f"--{name} {value}: at least 1")
+    if args.input is not None:
+        return _answer_file(args, generation)
+    for name, default in _OF_FILES.items():
+        if getattr(args, name) != default:
+            raise ConfigError(f"--{name} belongs to a file of questions; give it with --input, or leave it out")
+    setup_logging()
+    return _converse(args, generation)
+
+
+def _converse(args: argparse.Namespace, generation: dict[str, Any]) -> int:
+    """One question, or a conversation."""
+    from internvl_chat.infer.chat import Chat
+    from internvl_chat.infer.pictures import Video, place_pictures, read_picture, read_video
+    from internvl_chat.infer.repl import Repl
+
     if args.question is not None:
         place_pictures(args.question, len(args.image))
-    pictures = [read_picture(path) for path in args.image]
-    repl = Repl(_open(args), generation, pictures)
+    for path in args.image:
+        read_picture(path)
+    video = None if args.video is None else Video(args.video, args.num_segments)
+    if video is not None:
+        read_video(video)
+    chat = Chat(_load(args, args.device), args.system)
+    stats = args.stats or (args.question is None and sys.stdin.isatty())
+    repl = Repl(chat, generation, args.image, video, num_segments=args.num_segments, stats=stats)
     if args.question is None:
         return repl.run()
     repl.answer(args.question)
     return 0
 
 
-def _open(args: argparse.Namespace) -> Chat:
+def _answer_file(args: argparse.Namespace, generation: dict[str, Any]) -> int:
+    """A file of questions; this process's share of it under a launcher."""
+    from internvl_chat.infer.ask_file import Asking, answer_file, name_checkpoint, share_machine, tell
+    from internvl_chat.launch import find_launch, name_of_run
+
+    if args.output is None:
+        raise ConfigError("--input needs --output, the file that the answers go to")
+    for name, given in (("a question", args.question), ("--image", args.image), ("--video", args.video)):
+        if given:
+            raise ConfigError(f"--input has the questions; leave {name} out")
+    if Path(args.output).resolve() == Path(args.input).resolve():
+        raise ConfigError(f"--output {args.output} is the file of the questions")
+    launch = find_launch(os.environ, resolve=str)
+    if launch.world_size > 1:
+        os.environ.update(launch.variables())
+    if launch.local_world_size > 1 and args.device_map is not None:
+        raise ConfigError("--device_map spreads a model over all GPUs, and each process has one; start one process")
+    setup_logging()
+    device = share_machine(launch, args.device) if args.device_map is None else args.device
+    root = args.image_root or ""
+    asking = Asking(
+        Path(args.input), Path(args.output), generation, args.batch_size, root, args.num_segments, args.system,
+        args.overwrite,
+    )  # fmt: skip
+    names = (
+        "dtype", "load_in_8bit", "load_in_4bit", "image_backend", "conv_style", "max_tiles", "num_segments", "system",
+        "seed", "image_root",
+    )  # fmt: skip
+    settings = {
+        "checkpoint": name_checkpoint(args.checkpoint, args.base),
+        **{name: getattr(args, name) for name in names},
+        **generation,
+    }
+    outcome, total = answer_file(
+        asking, lambda: _load(args, device, launch.rank), settings, launch, name_of_run(os.environ, launch)
+    )
+    return tell(outcome, asking.output, total)
+
+
+def _load(args: argparse.Namespace, device: str | None, rank: int = 0) -> Loaded:
+    import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from internvl_chat.infer.chat import Chat
     from internvl_chat.infer.load import load
 
     disable_progress_bar()
+    if args.seed is not None:
+        torch.manual_seed(args.seed + rank)
     loaded = load(
         args.checkpoint,
         dtype=args.dtype,
-        device=args.device,
+        device=device,
+        device_map=args.device_map,
+        load_in_8bit=args.load_in_8bit,
+        load_in_4bit=args.load_in_4bit,
         conv_style=args.conv_style,
         image_backend=args.image_backend,
         base=args.base,
     )
-    return Chat(loaded)
-
-
-class Repl:
-    """A conversation on stdin and stdout. Commands start with a slash; errors go to stderr and end nothing."""
-
-    def __init__(self, chat: Chat, generation: Mapping[str, Any], pictures: Sequence[Image.Image] = ()) -> None:
-        self._chat = chat
-        self._generation = generation
-        self._pictures = list(pictures)
-
-    def run(self) -> int:
-        """Read and answer lines until the end. Returns the exit status."""
-        prompt = "> " if sys.stdin.isatty() else ""
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401 (arrow keys and history in input())
-        if prompt:
-            print("Ask away; /help lists the commands.")
-        while True:
-            try:
-                line = input(prompt).strip()
-                if line in ("/quit", "/exit"):
-                    return 0
-                if line:
-                    self._take(line)
-            except (EOFError, KeyboardInterrupt):
-                if prompt:
-                    print()
-                return 0
-
-    def answer(self, question: str) -> None:
-        """Stream the answer to stdout. What is attached is used up by an answer that came to its end."""
-        with contextlib.closing(self._chat.ask(question, self._pictures, stream=True, **self._generation)) as pieces:
-            for piece in pieces:
-                print(piece, end="", flush=True)
-        print(flush=True)
-        self._pictures.clear()
-
-    def _take(self, line: str) -> None:
-        try:
-            if line.startswith("/"):
-                self._command(*line.split(maxsplit=1))
-            else:
-                self._answer_until_interrupted(line)
-        except InternVLError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-
-    def _answer_until_interrupted(self, question: str) -> None:
-        try:
-            self.answer(question)
-        except KeyboardInterrupt:
-            print("\n[stopped; the question is forgotten]", flush=True)
-
-    def _command(self, name: str, rest: str = "") -> None:
-        if name == "/image":
-            self._attach(rest.strip().strip("'\""))
-        elif name == "/clear":
-            self._chat.clear()
-            self._pictures.clear()
-        elif name == "/help":
-            print("\n".join(HELP.values()), flush=True)
-        else:
-            raise InternVLError(f"{name} is no command{nearest(name, HELP)}; /help lists them")
-
-    def _attach(self, path: str) -> None:
-        from internvl_chat.infer.pictures import read_picture
-
-        if not path:
-            raise InternVLError("/image needs a path")
-        self._pictures.append(read_picture(path))
-        width, height = self._pictures[-1].size
-        print(f"[picture {len(self._pictures)}: {width} x {height}]", flush=True)
+    if args.max_tiles is None:
+        return loaded
+    return replace(loaded, tiles=replace(loaded.tiles, max_tiles=args.max_tiles))
 
 
 def _accept_question_after_flags(parser: argparse.ArgumentParser) -> None:

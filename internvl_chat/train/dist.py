@@ -19,8 +19,8 @@ from internvl_chat.config.early import flag_of, seconds_of
 from internvl_chat.constants import DDP_TIMEOUT_S, START_TIMEOUT_S
 from internvl_chat.data.index_build import Crew
 from internvl_chat.errors import DataError
+from internvl_chat.launch import NAMED, Launch, find_launch
 from internvl_chat.train import meeting
-from internvl_chat.train.launch import NAMED, Launch, find_launch
 
 T = TypeVar("T")
 

@@ -21,6 +21,7 @@ from torch.distributed import DistError, Store
 from internvl_chat.config.early import flag_of, seconds_of
 from internvl_chat.constants import LATE_AFTER_S
 from internvl_chat.errors import ConfigError, InternVLError, LaunchError, first_line
+from internvl_chat.launch import Launch, host_name
 from internvl_chat.log import get_logger, setup_logging
 from internvl_chat.train import dist, meeting
 from internvl_chat.train.heartbeat import (
@@ -32,7 +33,6 @@ from internvl_chat.train.heartbeat import (
     read_failures,
     tell_failure,
 )
-from internvl_chat.train.launch import Launch, host_name
 from internvl_chat.train.oversight import Oversight
 from internvl_chat.train.preempt import Stopped, heed_signals, release_signals
 from internvl_chat.train.state import complete_checkpoints

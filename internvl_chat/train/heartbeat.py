@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from torch.distributed import DistError, Store
 
+from internvl_chat.launch import NAMED, host_name
 from internvl_chat.log import get_logger
-from internvl_chat.train.launch import NAMED, host_name
 
 log = get_logger(__name__)
 

@@ -19,8 +19,8 @@ import torch.distributed as torch_dist
 from torch.distributed import DistError, Store, TCPStore
 
 from internvl_chat.errors import LaunchError, first_line
+from internvl_chat.launch import NAMED, Launch, host_name
 from internvl_chat.log import get_logger
-from internvl_chat.train.launch import NAMED, Launch, host_name
 
 log = get_logger(__name__)
 

@@ -1,15 +1,18 @@
-"""``internvl chat``: one question, and the conversation line by line."""
+"""``internvl chat``: its flags, one question, a conversation, a file of questions."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,14 +33,15 @@ def parse(*words: str) -> argparse.Namespace:
 
 
 @pytest.fixture()
-def session(qwen: Loaded, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """``session(lines, *arguments)``: the command with these lines as stdin, and the model that is in memory."""
-    monkeypatch.setattr(command, "_open", lambda args: Chat(qwen))
+def main(tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """``main(*arguments, lines=..)``: the whole command in this process, with these lines as stdin."""
     monkeypatch.setattr(command, "setup_logging", lambda: None)
+    monkeypatch.setattr(cli, "TOOLS", {"chat": cli.TOOLS["chat"]})
 
-    def run(lines: str, *arguments: str) -> int:
+    def run(*arguments: Any, lines: str = "") -> int:
         monkeypatch.setattr("sys.stdin", io.StringIO(lines))
-        return command.run(parse("CKPT", "--max_new_tokens", "8", *arguments))
+        words = ["chat", tiny_folder("qwen2"), "--device", "cpu", "--max_new_tokens", 8, *arguments]
+        return cli.main([str(word) for word in words])
 
     return run
 
@@ -56,29 +60,54 @@ def test_unknown_flags_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
         assert "unrecognized arguments" in capsys.readouterr().err
 
 
-def test_one_question_in_a_process(tiny_folder: Callable[[str], Path], qwen: Loaded, pictures: list[Path]) -> None:
-    """stdout holds the answer and nothing else; the exit status is 0."""
-    arguments = [
-        "chat",
-        tiny_folder("qwen2"),
-        "--image",
-        pictures[0],
-        "--device",
-        "cpu",
-        "--max_new_tokens",
-        "8",
-        "Hm?",
-    ]
-    done = subprocess.run([sys.executable, "-c", CLI, *arguments], capture_output=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.decode() == Chat(qwen).ask("Hm?", pictures[:1], max_new_tokens=8) + "\n"
-    assert done.stderr == b""
+def test_one_question(
+    main: Callable[..., int], qwen: Loaded, pictures: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """stdout holds the answer and nothing else."""
+    assert main("Hm?", "--image", pictures[0], "--system", "Be kind.") == 0
+    captured = capsys.readouterr()
+    assert captured.out == Chat(qwen, "Be kind.").ask("Hm?", pictures[:1], max_new_tokens=8) + "\n"
+    assert captured.err == ""
+
+
+def test_every_flag_of_the_question_and_its_decoding_counts(
+    main: Callable[..., int], qwen: Loaded, pictures: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number, picture in enumerate(pictures):
+        (frames / f"{number}{picture.suffix}").write_bytes(picture.read_bytes())
+    words = ("Hm?", "--image", pictures[0], "--video", frames, "--num_segments", 2, "--max_tiles", 1)
+    assert main(*words, "--repetition_penalty", 0.1, "--generate", "num_beams=3", "--stats") == 0
+    captured = capsys.readouterr()
+    few = replace(qwen, tiles=replace(qwen.tiles, max_tiles=1))
+    decoding = {"max_new_tokens": 8, "repetition_penalty": 0.1, "num_beams": 3}
+    told = Chat(few).ask("Hm?", pictures[:1], frames, num_segments=2, **decoding)
+    assert captured.out == told + "\n"
+    assert captured.err.startswith("[8 tokens, ")
+    for loaded, segments, left_out in (
+        (qwen, 2, ""),
+        (few, 3, ""),
+        (few, 2, "repetition_penalty"),
+        (few, 2, "num_beams"),
+    ):
+        other = {name: value for name, value in decoding.items() if name != left_out}
+        assert Chat(loaded).ask("Hm?", pictures[:1], frames, num_segments=segments, **other) != told
+
+
+def test_sampling_with_a_seed(main: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    def sample(seed: int) -> str:
+        assert main("Hm?", "--temperature", 1.5, "--top_p", 0.9, "--seed", seed) == 0
+        return capsys.readouterr().out
+
+    assert sample(1) == sample(1) != sample(2)
 
 
 def test_bad_input_is_one_line_and_status_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cli, "TOOLS", {"chat": cli.TOOLS["chat"]})
+    monkeypatch.setattr(command, "setup_logging", lambda: None)
     assert cli.main(["chat", str(tmp_path), "q"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -86,91 +115,79 @@ def test_bad_input_is_one_line_and_status_2(
     assert captured.err.count("\n") == 1
 
 
-def test_a_conversation(
-    session: Callable[..., int], qwen: Loaded, pictures: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = f"First?\n\n/image '{pictures[1]}'\nSecond?\nThird?\n/clear\nFirst?\n/quit\nnever read\n"
-    assert session(lines, "--image", str(pictures[0])) == 0
-    chat = Chat(qwen)
-    rounds = [("First?", pictures[:1]), ("Second?", pictures[1:2]), ("Third?", [])]
-    expected = [chat.ask(question, images, max_new_tokens=8) for question, images in rounds]
-    expected.append(Chat(qwen).ask("First?", max_new_tokens=8))
-    expected.insert(1, "[picture 1: 60 x 190]")
-    captured = capsys.readouterr()
-    assert captured.out.split("\n") == [*expected, ""]
-    assert captured.err == ""
-
-
-def test_errors_end_nothing_and_keep_what_is_attached(
-    session: Callable[..., int], qwen: Loaded, pictures: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = f"/image {pictures[0]}\n/image nowhere.png\n<image> <image>?\n/imag x\n/image\nHm?\n"
-    assert session(lines) == 0
-    captured = capsys.readouterr()
-    errors = captured.err.splitlines()
-    assert len(errors) == 4
-    assert "'nowhere.png' does not exist" in errors[0]
-    assert "2 <image> in the question" in errors[1]
-    assert "did you mean '/image'" in errors[2]
-    assert "needs a path" in errors[3]
-    assert captured.out.endswith(Chat(qwen).ask("Hm?", pictures[:1], max_new_tokens=8) + "\n")
-
-
-def test_help(session: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    assert session("/help\n") == 0
-    assert capsys.readouterr().out.splitlines() == list(command.HELP.values())
-
-
-def test_ctrl_c_leaves_at_the_prompt_and_stops_an_answer(
-    session: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Interrupted(Chat):
-        def ask(self, *args: object, **kwargs: object) -> Iterator[str]:  # type: ignore[override]
-            yield "I was"
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(command, "_open", lambda args: Interrupted(None))  # type: ignore[arg-type]
-    assert session("Hm?\n/help\n") == 0
-    out = capsys.readouterr().out
-    assert out.startswith("I was\n[stopped")
-    assert "/image PATH" in out
-
-    def interrupt(prompt: str) -> str:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("builtins.input", interrupt)
-    assert session("") == 0
-
-
-def test_ctrl_c_in_a_process(tiny_folder: Callable[[str], Path]) -> None:
-    """SIGINT at the prompt: no traceback, status 0."""
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", CLI, "chat", tiny_folder("qwen2"), "--device", "cpu"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-    )
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write("/help\n")
-    process.stdin.flush()
-    assert process.stdout.readline().startswith("/image")
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert "Traceback" not in err
-
-
 def test_wrong_values_are_told_before_anything_is_loaded(pictures: list[Path]) -> None:
+    files = ("--input", "in.jsonl", "--output", "out.jsonl")
     for words, error, message in (
         (("q", "--temperature", "-1"), ConfigError, "temperature"),
         (("q", "--max_new_tokens", "0"), ConfigError, "max_new_tokens"),
+        (("q", "--generate", "top_q=1"), ConfigError, "did you mean 'top_k'|did you mean 'top_p'"),
+        (("q", "--num_segments", "0"), ConfigError, "--num_segments 0: at least 1"),
+        (("q", "--max_tiles", "0"), ConfigError, "--max_tiles 0: at least 1"),
         (("q", "--image", "nowhere.png"), DataError, "does not exist"),
+        (("q", "--video", "nowhere.mp4"), DataError, "does not exist"),
         (("<image> <image>", "--image", str(pictures[0])), DataError, "2 <image>"),
+        (("q", "--output", "out.jsonl"), ConfigError, "--output belongs to a file of questions"),
+        (("q", "--batch_size", "2"), ConfigError, "--batch_size belongs to a file of questions"),
+        (files[:2], ConfigError, "needs --output"),
+        ((*files[:3], "./in.jsonl"), ConfigError, "is the file of the questions"),
+        ((*files, "q"), ConfigError, "leave a question out"),
+        ((*files, "--image", "a.png"), ConfigError, "leave --image out"),
+        ((*files, "--batch_size", "0"), ConfigError, "--batch_size 0: at least 1"),
     ):
         with pytest.raises(error, match=message):
             command.run(parse("no/such/folder", *words))
+
+
+def test_a_file_of_questions(main: Callable[..., int], qwen: Loaded, pictures: list[Path], tmp_path: Path) -> None:
+    """Answers, status 0; with other settings a refusal; with --overwrite a new start; an error, status 1."""
+    questions, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    questions.write_text(json.dumps({"question": "Hm?", "image": pictures[0].name}) + "\n")
+    words = ("--input", questions, "--output", output, "--image_root", pictures[0].parent)
+    assert main(*words) == 0
+    (record,) = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert record["answer"] == Chat(qwen).ask("Hm?", pictures[:1], max_new_tokens=8)
+    few = ("--max_tiles", 1, "--batch_size", 1)
+    assert main(*words, *few) == 2
+    assert main(*words, *few, "--overwrite") == 0
+    (other,) = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    loaded = replace(qwen, tiles=replace(qwen.tiles, max_tiles=1))
+    assert other["answer"] == Chat(loaded).ask("Hm?", pictures[:1], max_new_tokens=8) != record["answer"]
+    with questions.open("a") as file:
+        file.write('{"question": ""}\n')
+    assert main(*words, *few) == 1
+
+
+def test_processes_do_not_share_a_model_that_is_spread(
+    main: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    torchrun = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name, value in zip(torchrun, ("1", "1", "2", "2", "127.0.0.1", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    assert main("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl", "--device_map", "auto") == 2
+    assert "each process has one" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_conversation_in_a_process(tiny_folder: Callable[[str], Path], qwen: Loaded) -> None:
+    """stdout holds the answers alone, as they come; SIGINT at the prompt: no traceback, status 0."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLI, "chat", tiny_folder("qwen2"), "--device", "cpu", "--max_new_tokens", "8"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(b"Hm?\n/help\n")
+    process.stdin.flush()
+    shown = b""
+    while b"/image" not in shown:
+        shown += os.read(process.stdout.fileno(), 4096)
+    assert shown.decode().split("/image")[0] == Chat(qwen).ask("Hm?", max_new_tokens=8) + "\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert err == b""
 
 
 def test_the_module_is_light() -> None:

@@ -11,8 +11,8 @@ import pytest
 from torch.distributed import HashStore, TCPStore
 
 from internvl_chat.errors import LaunchError
+from internvl_chat.launch import Launch
 from internvl_chat.train import meeting
-from internvl_chat.train.launch import Launch
 from tests.train.warm import free_port
 
 HOSTS = ("node1", "node1", "node2", "node2")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from internvl_chat.errors import ConfigError
-from internvl_chat.train.launch import Launch, address_of, expand_counts, expand_nodes, find_launch
+from internvl_chat.launch import Launch, address_of, expand_counts, expand_nodes, find_launch, name_of_run
 
 # As seen by task 3 of `srun --nodes=2 --ntasks=4 --ntasks-per-node=2`, SLURM 22.05.
 SRUN = {
@@ -178,3 +181,33 @@ def test_a_name_that_only_slurm_knows(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_reading_the_environment_needs_no_slurm() -> None:
     """``scontrol`` is asked only for names that do not resolve."""
     assert find_launch({**SRUN, "SLURM_STEP_NODELIST": "localhost,other"}).master_addr == "localhost"
+
+
+def test_a_run_has_a_name_that_its_processes_share() -> None:
+    """Those of torchrun on one node have one parent; alone, each process is a run of its own."""
+    torchrun = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "none"}  # fmt: skip
+    code = "import os; from internvl_chat.launch import *; e = os.environ; print(name_of_run(e, find_launch(e)))"
+    agent = (
+        "import os, subprocess, sys\n"
+        "for rank in '01': subprocess.run([sys.executable, '-c', sys.argv[1]], env={**os.environ, 'RANK': rank})"
+    )
+    root = str(Path(__file__).parents[1])
+    runs = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", agent, code], env={**os.environ, **torchrun, "PYTHONPATH": root},
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        runs.append(set(done.stdout.split("\n")) - {""})
+    assert [len(names) for names in runs] == [1, 1]
+    assert runs[0] != runs[1]
+    several_nodes = {**torchrun, "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "7"}
+    launch = find_launch(several_nodes)
+    assert name_of_run(several_nodes, launch) == name_of_run({**several_nodes, "RANK": "1"}, launch)
+    assert name_of_run(several_nodes, launch) != name_of_run({**several_nodes, "TORCHELASTIC_RUN_ID": "8"}, launch)
+    assert name_of_run(SRUN, find_launch(SRUN, resolve)) != name_of_run(
+        {**SRUN, "SLURM_STEP_ID": "1"}, find_launch(SRUN, resolve)
+    )
+    assert name_of_run({}, Launch()) != name_of_run({}, Launch())

@@ -9,9 +9,11 @@ import os
 import re
 import socket
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 from internvl_chat.errors import ConfigError
 
@@ -36,6 +38,11 @@ _MPI = {
     ),
     "MPICH": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 }
+# What is another one in the next run, where it is set.
+_RUN = (
+    "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "PMIX_NAMESPACE", "TORCHELASTIC_RUN_ID", "MASTER_ADDR",
+    "MASTER_PORT",
+)  # fmt: skip
 _RANGE = re.compile(r"(\d+)-(\d+)")
 _COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 
@@ -88,6 +95,19 @@ def find_launch(env: Mapping[str, str], resolve: Callable[[str], str] | None = N
     if tasks > 1:
         return _by_slurm(env, tasks, resolve)
     return Launch()
+
+
+def name_of_run(env: Mapping[str, str], launch: Launch) -> str:
+    """A text that all processes of a run share and those of the next run do not, as far as the launcher tells."""
+    if launch.world_size == 1:
+        return uuid.uuid4().hex
+    names = [env[name] for name in _RUN if env.get(name)]
+    if launch.local_world_size == launch.world_size:  # one node: whoever started this process started all of them
+        parent = os.getppid()
+        stat = Path(f"/proc/{parent}/stat")
+        started = stat.read_text(encoding="utf-8").rsplit(")", 1)[-1].split()[19] if stat.is_file() else ""
+        names += [host_name(), str(parent), started]
+    return "/".join(names)
 
 
 def host_name() -> str:
