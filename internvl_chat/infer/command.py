@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internvl_chat.errors import ConfigError
+from internvl_chat.infer.flags import add_model_flags, model_options
 from internvl_chat.log import setup_logging
 
 if TYPE_CHECKING:
@@ -29,14 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num_segments", type=int, default=8, metavar="N", help="frames of a video (default: %(default)s)")
     add("--max_tiles", type=int, metavar="N", help="most tiles of a question's pictures (default: config.json's)")
     add("--system", metavar="MESSAGE", help="system message (default: the template's)")
-    add("--conv_style", default=None, help="template of the conversation (default: the one in config.json)")
     add(
         "--stats",
         action="store_true",
         help="tell tokens and speed after each answer (a conversation on a terminal does)",
     )
     _add_decoding(parser.add_argument_group("decoding"))
-    _add_model(parser.add_argument_group("the model and where it runs"))
+    add_model_flags(parser)
     add = parser.add_argument_group(
         "a file of questions (docs/chat.md); under torchrun or srun the processes share it"
     ).add_argument
@@ -56,17 +56,6 @@ def _add_decoding(group: Any) -> None:
     add("--repetition_penalty", type=float, metavar="X", help="above 1: what was said already is less likely")
     add("--seed", type=int, metavar="N", help="of sampling (default: another one each time)")
     add("--generate", action="append", default=[], metavar="NAME=VALUE", help="any argument of generate; repeatable")
-
-
-def _add_model(group: Any) -> None:
-    add = group.add_argument
-    add("--base", default=None, help="of a LoRA adapter: the folder of its base (default: where it was trained)")
-    add("--device", default=None, help="cpu, cuda, cuda:1, ... (default: an accelerator if there is one)")
-    add("--device_map", choices=("auto", "card"), help="spread over all GPUs: evenly, or by the model cards' rule")
-    add("--dtype", default=None, help="bfloat16, float16, float32, auto (default: bfloat16, on a CPU float32)")
-    add("--load_in_8bit", action="store_true", help="weights in 8 bits, through bitsandbytes")
-    add("--load_in_4bit", action="store_true", help="weights in 4 bits, through bitsandbytes")
-    add("--image_backend", choices=("torch", "pillow"), default="torch", help="who resizes pictures (default: torch)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -162,17 +151,7 @@ def _load(args: argparse.Namespace, device: str | None, rank: int = 0) -> Loaded
     disable_progress_bar()
     if args.seed is not None:
         torch.manual_seed(args.seed + rank)
-    loaded = load(
-        args.checkpoint,
-        dtype=args.dtype,
-        device=device,
-        device_map=args.device_map,
-        load_in_8bit=args.load_in_8bit,
-        load_in_4bit=args.load_in_4bit,
-        conv_style=args.conv_style,
-        image_backend=args.image_backend,
-        base=args.base,
-    )
+    loaded = load(args.checkpoint, **{**model_options(args), "device": device})
     if args.max_tiles is None:
         return loaded
     return replace(loaded, tiles=replace(loaded.tiles, max_tiles=args.max_tiles))

@@ -46,7 +46,7 @@ CUTTERS = 2
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server is started with. ``device``: a torch device, or "auto" to spread over all GPUs.
+    """What a server is started with. ``spread``: over all GPUs instead of ``device``. ``bits``: 8, 4, None = all.
 
     ``names``: under which clients may ask for the model, the first one is told them.
     """
@@ -54,8 +54,9 @@ class Settings:
     folder: Path
     names: tuple[str, ...]
     device: str = "cpu"
+    spread: bool = False
     dtype: torch.dtype | str = torch.float32
-    quantization: str | None = None
+    bits: int | None = None
     max_new_tokens: int = 1024
 
 
@@ -67,7 +68,7 @@ class OneModel(ModelManager):
         self.loaded = loaded
         self.engine = Engine(loaded)
         self.created = int(time.time())
-        super().__init__(quantization=settings.quantization, force_model="served")
+        super().__init__(force_model="served")
 
     def _load_processor(self, model_id_and_revision: str, gguf_file: str | None = None) -> Any:
         """Prompts and answers go through our own encoder, not through a processor of transformers."""
@@ -79,7 +80,7 @@ class OneModel(ModelManager):
         model = AutoModelForImageTextToText.from_pretrained(
             settings.folder,
             dtype=settings.dtype,
-            device_map="auto" if settings.device == "auto" else {"": settings.device},
+            device_map="auto" if settings.spread else {"": settings.device},
             quantization_config=self.get_quantization_config(),
             local_files_only=True,
         )
@@ -87,10 +88,10 @@ class OneModel(ModelManager):
 
     def get_quantization_config(self) -> Any:
         """Packed as ``load`` does it: what must stay in 16 bits does."""
-        if self.settings.quantization is None:
+        bits = self.settings.bits
+        if bits is None:
             return None
-        eight = self.settings.quantization == "bnb-8bit"
-        config = quantization_of(self.loaded.model.config, eight, not eight, self.settings.dtype)
+        config = quantization_of(self.loaded.model.config, bits == 8, bits == 4, self.settings.dtype)
         theirs = {"mlp1": "multi_modal_projector", "vision_model": "vision_tower"}
         kept = config.llm_int8_skip_modules or []
         config.llm_int8_skip_modules = [theirs.get(name, name) for name in kept]

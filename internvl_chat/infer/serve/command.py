@@ -13,12 +13,12 @@ from types import FrameType
 from typing import Any
 
 from internvl_chat.errors import ConfigError
+from internvl_chat.infer.flags import add_model_flags
 from internvl_chat.log import get_logger, setup_logging
 
 logger = get_logger(__name__)
 
 KEY = "INTERNVL_API_KEY"
-QUANTIZATIONS = ("bnb-8bit", "bnb-4bit")
 # So long may answers that are being made go on when the server is told to end.
 GRACE_S = 5
 
@@ -38,16 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max_new_tokens", type=int, default=1024, help="longest answer where a request sets none (default: 1024)")
     add("--max_body_mb", type=float, default=32.0, help="largest request in MB, pictures included (default: 32)")
     add("--max_waiting", type=int, default=128, help="requests that may wait; more are told 429 (default: 128)")
-    add("--conv_style", default=None, help="template of the conversation (default: the one in config.json)")
-    add("--base", default=None, help="of a LoRA adapter: the folder of its base (default: where it was trained)")
-    add(
-        "--device",
-        default=None,
-        help="cpu, cuda, cuda:1, ..., auto = all GPUs (default: an accelerator if there is one)",
-    )
-    add("--dtype", default=None, help="bfloat16, float16, float32, auto (default: bfloat16, on a CPU float32)")
-    add("--quantization", choices=QUANTIZATIONS, default=None, help="weights in 8 or 4 bits, through bitsandbytes")
-    add("--image_backend", choices=("torch", "pillow"), default="torch", help="who resizes pictures (default: torch)")
+    add_model_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,7 +71,7 @@ def _serve(args: argparse.Namespace, place: socket.socket) -> None:
     from internvl_chat.infer.serve.gate import Gate
 
     key = args.api_key if args.api_key is not None else os.environ.get(KEY) or None
-    device = resolve_device(None if args.device == "auto" else args.device)
+    device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     if key is None and not _is_loopback(args.host):
         logger.warning("everyone who reaches %s may ask: no key is set (--api_key, or $%s)", args.host, KEY)
@@ -89,9 +80,10 @@ def _serve(args: argparse.Namespace, place: socket.socket) -> None:
     settings = Settings(
         folder=folder,
         names=tuple(dict.fromkeys([name, str(args.checkpoint)])),
-        device="auto" if args.device == "auto" else str(device),
+        device=str(device),
+        spread=args.device_map is not None,
         dtype=dtype,
-        quantization=args.quantization,
+        bits=8 if args.load_in_8bit else 4 if args.load_in_4bit else None,
         max_new_tokens=args.max_new_tokens,
     )
     loaded = describe(folder, args.conv_style, image_backend=args.image_backend)
@@ -137,6 +129,12 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--api_key is empty; give one, or leave it out (then ${KEY} counts)")
     if args.name is not None and not args.name.strip():
         raise ConfigError("--name is empty")
+    if args.device_map == "card":
+        raise ConfigError("--device_map card: transformers' own model is spread evenly; use --device_map auto")
+    if args.device_map is not None and args.device is not None:
+        raise ConfigError("give --device, or --device_map, not both")
+    if args.load_in_8bit and args.load_in_4bit:
+        raise ConfigError("--load_in_8bit and --load_in_4bit: choose one")
     for name, least in (("max_new_tokens", 1), ("max_waiting", 0)):
         if getattr(args, name) < least:
             raise ConfigError(f"--{name} {getattr(args, name)}: at least {least}")

@@ -1,0 +1,27 @@
+"""Flags that say which model answers and where it runs: the same words in ``chat``, ``demo`` and ``serve``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+# Flags that ``load`` knows under the same names.
+_OF_LOAD = ("dtype", "device", "device_map", "load_in_8bit", "load_in_4bit", "conv_style", "image_backend", "base")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add them, as a group of their own."""
+    add = parser.add_argument_group("the model and where it runs").add_argument
+    add("--conv_style", help="template of the conversation (default: the one in config.json)")
+    add("--base", help="of a LoRA adapter: the folder of its base (default: where it was trained)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: an accelerator if there is one)")
+    add("--device_map", choices=("auto", "card"), help="spread over all GPUs: evenly, or by the model cards' rule")
+    add("--dtype", help="bfloat16, float16, float32, auto (default: bfloat16, on a CPU float32)")
+    add("--load_in_8bit", action="store_true", help="weights in 8 bits, through bitsandbytes")
+    add("--load_in_4bit", action="store_true", help="weights in 4 bits, through bitsandbytes")
+    add("--image_backend", choices=("torch", "pillow"), default="torch", help="who resizes pictures (default: torch)")
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of ``load``."""
+    return {name: getattr(args, name) for name in _OF_LOAD}
