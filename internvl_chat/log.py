@@ -17,11 +17,12 @@ def hush_libraries() -> None:
     """Before anything is imported: warnings about which a user can do nothing.
 
     Where bitsandbytes is installed, it warns of a kernel that is not; accelerate, that the Trainer counts accumulated
-    steps itself; peft, that a model that was not loaded has no name.
+    steps itself; peft, that a model that was not loaded has no name; transformers, that penalties count what is new.
     """
     for name in ("bitsandbytes", "accelerate.accelerator"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path` was renamed")
+    warnings.filterwarnings("ignore", message="Passing `.*` with `inputs_embeds` and without `input_ids`")
 
 
 def setup_logging(verbose: bool = False) -> None:
