@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -16,6 +17,43 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 ROOT = Path(__file__).parents[1]
 GOLDENS = Path(__file__).parent / "goldens"
+
+
+# Files that take longest (CPU seconds, and waiting), longest first: begun last, one would keep all others waiting.
+LONGEST = (
+    "slurm/test_real_slurm.py",
+    "train/test_lora_runs.py",
+    "test_bench_train.py",
+    "train/test_elastic_runs.py",
+    "tools/test_quickstart.py",
+    "train/test_chaos.py",
+    "train/test_preempt.py",
+    "train/test_ending.py",
+    "train/test_torchrun.py",
+    "tools/test_smollm2.py",
+    "train/test_nonfinite.py",
+    "train/test_validation.py",
+    "train/test_gradient.py",
+    "train/test_zero.py",
+    "data/test_own_template.py",
+    "train/test_offload.py",
+    "tools/test_tour.py",
+    "test_readme.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first, then the others that start processes, then the rest. Needs --no-loadscope-reorder."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (places.get(item.path, len(places)), item.path not in slow))
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: each training collects garbage twice, and need not look at all these modules."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from internvl_chat.cli import main
 from internvl_chat.config.parse import argument_defaults
 from tests.conftest import ROOT
+from tests.train import warm
 from tests.train.runs import environment
 
 README = (ROOT / "README.md").read_text()
@@ -29,7 +28,7 @@ def commands_of(title: str) -> list[list[str]]:
 def test_blocks_run_as_written_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Only the size of the sample data is cut down. Training has processes of its own; to start one takes seconds."""
+    """Only the size of the sample data is cut down. Training has processes of its own: forks, a start takes seconds."""
     monkeypatch.chdir(tmp_path)
     commands = commands_of("Fine-tune on your data")
     assert [command[1] for command in commands] == ["tiny", "digits", "check", "preview", "train", "chat"]
@@ -39,9 +38,8 @@ def test_blocks_run_as_written_one_after_the_other(
     for command in commands:
         words = command[1:] + ["--train", "120", "--held_out", "20"] * (command[1] == "digits")
         if command[1] == "train":
-            run = [sys.executable, "-m", "internvl_chat", *words]
-            done = subprocess.run(run, capture_output=True, text=True, env=environment(), timeout=200)
-            assert done.returncode == 0, done.stderr[-3000:]
+            ranks = warm.start([["run", *words[1:]]], 1, tmp_path / "logs", environment(), cwd=tmp_path)
+            assert ranks.ended(200) == [0], ranks.output()[-3000:]
             continue
         status = main(words)
         said = capsys.readouterr()

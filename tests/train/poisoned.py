@@ -1,7 +1,7 @@
-"""Training runs with steps that are made non-finite on purpose, in processes of their own; for test_nonfinite.py.
+"""Training runs with steps that are made non-finite on purpose; jobs of ``runs.run_all`` for test_nonfinite.py.
 
-Each job is ``{"argv": [...], "bad": {step: [kind, rank, micro_batch]}, "report": path}``. Kinds: ``loss`` makes a
-micro-batch's loss infinite, ``gradient`` only its gradient. The report of a rank holds digests of all that a step may
+What is bad comes as ``{step: [kind, rank, micro_batch]}`` in JSON. Kinds: ``loss`` makes a micro-batch's loss
+infinite, ``gradient`` only its gradient. The report of a rank holds digests of all that a step may
 move (weights, master weights, moments) before and after every step, and how the run ended.
 """
 
@@ -9,29 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import TrainerCallback
-
-from tests.train.runs import environment
-
-ROOT = Path(__file__).parents[2]
-
-
-def run_poisoned(jobs: list[dict[str, Any]], processes: int) -> None:
-    """Run the jobs one after the other in the same processes."""
-    command = [sys.executable, "-m", "tests.train.poisoned", json.dumps(jobs)]
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [sys.executable, *launcher, "-m", "tests.train.poisoned", json.dumps(jobs)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment(), cwd=ROOT)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
 
 class InfiniteGradient(torch.autograd.Function):
@@ -73,46 +57,37 @@ class Digests(TrainerCallback):
         self.report["after"].append(digest(self.trainer))
 
 
-def main() -> None:
-    from accelerate.state import AcceleratorState
-
+def poison(bad_steps: str, out: str, argv: Sequence[str]) -> None:
+    """Be one rank of a run, and write its report to ``out.RANK.json``."""
     from internvl_chat.errors import DataError
     from internvl_chat.train import dist
     from internvl_chat.train import main as train_main
 
+    bad = json.loads(bad_steps)
     original = train_main.InternVLTrainer
-    for job in json.loads(sys.argv[1]):
-        report: dict[str, Any] = {"before": [], "after": [], "error": None}
+    report: dict[str, Any] = {"before": [], "after": [], "error": None}
 
-        class Poisoned(original):  # type: ignore[misc, valid-type]
-            micro, bad, found = 0, job["bad"], report
+    class Poisoned(original):  # type: ignore[misc, valid-type]
+        micro = 0
 
-            def train(self, *args: Any, **kwargs: Any) -> Any:
-                self.add_callback(Digests(self, self.found))
-                return super().train(*args, **kwargs)
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            self.add_callback(Digests(self, report))
+            return super().train(*args, **kwargs)
 
-            def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-                number = self.micro % self.args.gradient_accumulation_steps
-                self.micro += 1
-                kind, rank, micro = self.bad.get(str(self.state.global_step), (None, 0, 0))
-                here = kind is not None and (dist.rank(), number) == (rank, micro)
-                if here and kind == "loss":
-                    place, target, weight = inputs["targets"]
-                    inputs["targets"] = (place, target, weight * float("inf"))
-                loss = super().compute_loss(model, inputs, *args, **kwargs)
-                return InfiniteGradient.apply(loss) if here and kind == "gradient" else loss
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            number = self.micro % self.args.gradient_accumulation_steps
+            self.micro += 1
+            kind, rank, micro = bad.get(str(self.state.global_step), (None, 0, 0))
+            here = kind is not None and (dist.rank(), number) == (rank, micro)
+            if here and kind == "loss":
+                place, target, weight = inputs["targets"]
+                inputs["targets"] = (place, target, weight * float("inf"))
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            return InfiniteGradient.apply(loss) if here and kind == "gradient" else loss
 
-        train_main.InternVLTrainer = Poisoned  # type: ignore[misc]
+    with mock.patch.object(train_main, "InternVLTrainer", Poisoned):
         try:
-            train_main.train(job["argv"])
+            train_main.train(list(argv))
         except DataError as error:
             report["error"] = str(error)
-        report["at_the_end"] = report["after"][-1] if report["after"] else None
-        Path(f"{job['report']}.{dist.rank()}.json").write_text(json.dumps(report))
-        AcceleratorState._reset_state()
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        dist.leave()
-
-
-if __name__ == "__main__":
-    main()
+    Path(f"{out}.{dist.rank()}.json").write_text(json.dumps(report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -38,7 +39,8 @@ def run_all(jobs: Sequence[Sequence[str]], processes: int = 1, timeout: int = 30
     """Run the command lines one after the other in the same process(es); returns what they printed.
 
     The processes are forks of one that has imported everything (``warm``), with the environment of torchrun. A job
-    ``["copy", source, target]`` copies a folder between two runs; ``["measure", file, *flags]`` counts a run's tensors.
+    ``["copy", source, target]`` copies a folder between two runs; ``["measure", file, *flags]`` counts a run's tensors;
+    ``["poison", bad, report, *flags]`` is a run of ``poisoned``; ``["call", "module:function", *words]`` is no run.
     """
     with tempfile.TemporaryDirectory() as folder:
         ranks = warm.start(jobs, processes, Path(folder), environment())
@@ -121,6 +123,13 @@ def work(jobs: Sequence[Sequence[str]]) -> None:
             from tests.train.measured import measure
 
             measure(job[1], job[2:])
+        elif job[0] == "call":
+            module, _, name = job[1].partition(":")
+            getattr(importlib.import_module(module), name)(list(job[2:]))
+        elif job[0] == "poison":
+            from tests.train.poisoned import poison
+
+            poison(job[1], job[2], job[3:])
         else:
             train(list(job))
         AcceleratorState._reset_state()

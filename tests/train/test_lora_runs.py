@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,7 @@ from torch import Tensor
 from internvl_chat.model.build import load_model
 from internvl_chat.tools.tiny import make_tiny
 from internvl_chat.train.main import train
-from tests.conftest import ROOT
-from tests.train.runs import environment, flags, losses, run_all, weights
+from tests.train.runs import flags, losses, run_all, weights
 from tests.train.test_zero import STAGES, zero_config
 
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -232,10 +229,7 @@ def answers(alone: Path, models: Path, tmp_path_factory: pytest.TempPathFactory)
     """Logits of every run of ``READ_AGAIN`` in every way to read it, by a process that knows only the folders."""
     root = tmp_path_factory.mktemp("answers")
     words = [str(word) for run, base in READ_AGAIN.items() for word in (models / base, alone / run, root / run)]
-    code = "import sys, tests.train.test_lora_runs as t; t.answer_all(sys.argv[1:])"
-    command = [sys.executable, "-c", code, *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(), cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_all([["call", f"{__name__}:answer_all", *words]])
     return {run: torch.load(root / run / "logits.pt") for run in READ_AGAIN}
 
 

@@ -22,8 +22,7 @@ from internvl_chat.train.nonfinite import (
     ledger_path,
     poison,
 )
-from tests.train.poisoned import run_poisoned
-from tests.train.runs import flags, log_of
+from tests.train.runs import flags, log_of, run_all
 from tests.train.test_zero import zero_config
 
 SHARED = {"num_train_epochs": 3, "gradient_accumulation_steps": 2, "weight_decay": 0.1, "nonfinite_step": "skip"}
@@ -46,17 +45,17 @@ STOPS = ("ddp", "zero2", "zero3")
 def runs(tiny: Path, mixed_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("nonfinite")
 
-    def job(name: str, bad: dict[int, list[Any]], **changes: Any) -> dict[str, Any]:
+    def job(name: str, bad: dict[int, list[Any]], **changes: Any) -> list[str]:
         stage = changes.pop("stage", None)
         config = {"deepspeed": zero_config(stage, root)} if stage else {}
         argv = flags(tiny, mixed_data, root / name, **{**SHARED, **config, **changes})
-        return {"argv": argv, "bad": bad, "report": str(root / f"{name}.report")}
+        return ["poison", json.dumps(bad), str(root / f"{name}.report"), *argv]
 
     one = {1: ["loss", 0, 0], 3: ["gradient", 0, 1]}
-    run_poisoned([job("one", one, num_train_epochs=2), job("one stops", {2: ["loss", 0, 1]}, nonfinite_step="stop")], 1)
+    run_all([job("one", one, num_train_epochs=2), job("one stops", {2: ["loss", 0, 1]}, nonfinite_step="stop")])
     jobs = [job(name, BAD, **changes) for name, changes in KINDS.items()]
     jobs += [job(f"{name} stops", {1: BAD[1]}, nonfinite_step="stop", **KINDS[name]) for name in STOPS]
-    run_poisoned(jobs, 2)
+    run_all(jobs, processes=2)
     return root
 
 

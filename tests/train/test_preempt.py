@@ -119,7 +119,7 @@ def many_steps(tiny: Path, mixed_data: Path, tmp_path: Path) -> Iterator[list[st
 def test_a_signal_to_one_rank_stops_all_and_the_rest_has_the_same_bits(
     zero: str | None, many_steps: list[str], tmp_path: Path
 ) -> None:
-    words = many_steps + (["--deepspeed", zero] if zero else [])
+    words = many_steps + (["--deepspeed", zero, "--max_steps", "12"] if zero else [])  # its steps take their time
     out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
     run_all([[*words, "--output_dir", str(undisturbed)]], 2)
     ranks = start(words, 2, tmp_path / "logs")
@@ -129,7 +129,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_rest_has_the_same_bits(
     saved = sorted(out.glob("checkpoint-*"))
     assert len(saved) == 1, "one checkpoint, of the step at whose end they agreed"
     step = int(saved[0].name.split("-")[1])
-    assert 4 <= step < 24
+    assert 4 <= step < (12 if zero else 24)
     assert json.loads((out / "start_again.json").read_text())["step"] == step
     assert f"goes on from {saved[0]}" in ranks.output()
     assert not (out / "model.safetensors").exists(), "a model that is not done must not look as if it were"

@@ -10,7 +10,6 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from PIL import Image
@@ -29,6 +28,7 @@ from internvl_chat.train.state import (
     finish_saving,
     keep_newest,
 )
+from tests.train import warm
 from tests.train.runs import environment, flags, log_of, losses, run_all, weights
 from tests.train.test_zero import zero_config
 
@@ -42,52 +42,30 @@ SHARED = {
 PACKED = {"use_packed_ds": True, "max_packed_tokens": 700}
 
 
-def start_two_processes(words: list[str]) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "internvl_chat.train",
-    ]
-    return subprocess.Popen(
-        [*command, *words],
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def kill_after_checkpoint(words: list[str], out: Path, step: int, timeout: float = 120) -> None:
-    """SIGKILL to every process of the run as soon as the checkpoint of ``step`` is complete."""
-    process = start_two_processes(words)
+def kill_after_checkpoint(words: list[str], out: Path, step: int, logs: Path, timeout: float = 120) -> None:
+    """SIGKILL to every rank of a run of two as soon as the checkpoint of ``step`` is complete."""
+    ranks = warm.start([words], 2, logs, environment())
     deadline = time.monotonic() + timeout
     while not (out / f"checkpoint-{step}" / MARKER).is_file():
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert ranks.codes() == [None, None], f"the run ended before it could be killed: {ranks.output()[-4000:]}"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    # torchrun puts its workers into sessions of their own: killing its group would leave them running.
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        member.kill()
-    psutil.wait_procs(family, timeout=20)
-    process.wait()
+    ranks.kill()
+    ranks.end()
+    assert -9 in ranks.codes()
 
 
 @pytest.mark.slow
 def test_kill_nine_then_resume_with_other_workers(tiny: Path, mixed_data: Path, tmp_path: Path) -> None:
     """ZeRO-2, two processes; the first attempt has no loader workers, the second has two."""
     config = zero_config("zero2", tmp_path)
-    shared = {**SHARED, "deepspeed": config, "num_train_epochs": 20, "save_steps": 8}
+    shared = {**SHARED, "deepspeed": config, "num_train_epochs": 10, "save_steps": 8}
     run_all([flags(tiny, mixed_data, tmp_path / "whole", **shared)], processes=2)
     out = tmp_path / "killed"
-    kill_after_checkpoint(flags(tiny, mixed_data, out, **shared), out, step=8)
+    kill_after_checkpoint(flags(tiny, mixed_data, out, **shared), out, step=8, logs=tmp_path / "logs")
     reached = complete_checkpoints(out)[-1].name
     assert not (out / "model.safetensors").exists()
-    assert reached != "checkpoint-80", "the kill came too late to show anything"
+    assert reached != "checkpoint-40", "the kill came too late to show anything"
     run_all([flags(tiny, mixed_data, out, **{**shared, "dataloader_num_workers": 2})], processes=2)
     assert losses(out) == losses(tmp_path / "whole"), f"resumed from {reached}"
     assert [r["epoch"] for r in log_of(out) if "loss" in r] == [

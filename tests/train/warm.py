@@ -8,6 +8,7 @@ started at its first use.
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import random
@@ -15,9 +16,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,7 +79,7 @@ class Ranks:
         return "".join(path.read_text(errors="replace") for path in self.logs)
 
 
-def start(jobs: Sequence[Sequence[str]], processes: int, folder: Path, env: dict[str, str]) -> Ranks:
+def start(jobs: Sequence[Sequence[str]], processes: int, folder: Path, env: dict[str, str], cwd: Path = ROOT) -> Ranks:
     """Start ``processes`` ranks that work through the command lines (see ``runs.work``) and log into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     logs = tuple(folder / f"rank{rank}.log" for rank in range(processes))
@@ -88,8 +90,47 @@ def start(jobs: Sequence[Sequence[str]], processes: int, folder: Path, env: dict
         for rank in range(processes)
     ]
     words = [[str(word) for word in job] for job in jobs]
-    answer = _ask({"start": words, "environments": environments, "logs": [str(path) for path in logs]})
+    what = {"start": words, "environments": environments, "logs": [str(path) for path in logs], "cwd": str(cwd)}
+    answer = _ask(what)
     return Ranks(tuple(answer["pids"]), logs)
+
+
+class Launched:
+    """Stands for the Popen of a command that starts training, with torchrun or without: its ranks are forks.
+
+    What they print comes when the run has ended. Raises ValueError for any other command.
+    """
+
+    def __init__(self, command: Sequence[object], env: Mapping[str, str]) -> None:
+        words = [str(word) for word in command]
+        launcher, processes = [sys.executable], 1
+        if "torch.distributed.run" in words:
+            processes = int(words[4].removeprefix("--nproc_per_node="))
+            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        launcher += ["-m", "internvl_chat.train"]
+        if words[: len(launcher)] != launcher:
+            raise ValueError(f"no training is started by {words}")
+        self._folder = tempfile.TemporaryDirectory()
+        self._ranks = start(
+            [["run", *words[len(launcher) :]]], processes, Path(self._folder.name), dict(env), Path.cwd()
+        )
+
+    def poll(self) -> int | None:
+        """0 or 1 once it has ended."""
+        codes = self._ranks.codes()
+        return None if None in codes else int(any(codes))
+
+    def wait(self, timeout: float = 300) -> int:
+        """Wait until a rank has failed or all have ended; 0 or 1."""
+        codes = self._ranks.wait(timeout)
+        self._ranks.end()
+        print(self._ranks.output(), file=sys.stderr)
+        self._folder.cleanup()
+        return int(codes != [0] * len(codes))
+
+    def terminate(self) -> None:
+        """Kill what still runs."""
+        self._ranks.end()
 
 
 def free_port() -> int:
@@ -148,14 +189,11 @@ def serve() -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not be taken for an answer
-    import deepspeed
-    import peft  # noqa: F401
-
-    import internvl_chat.train.main  # noqa: F401
-
-    assert deepspeed.accelerator.get_accelerator().device_name() == "cpu"
+    _import_all()
     threads = len(list(Path("/proc/self/task").iterdir()))
     assert threads == 1, f"{threads} threads: a fork of this process could hang"
+    gc.collect()
+    gc.freeze()  # a run collects garbage twice, and would look at every object of every module each time
     context = get_context("fork")
     ranks: dict[int, Any] = {}
     for line in sys.stdin:
@@ -163,7 +201,7 @@ def serve() -> None:
         if "start" in question:
             started = []
             for env, path in zip(question["environments"], question["logs"], strict=True):
-                process = context.Process(target=_be_rank, args=(question["start"], env, path))
+                process = context.Process(target=_be_rank, args=(question["start"], env, path, question["cwd"]))
                 process.start()
                 ranks[process.pid] = process
                 started.append(process.pid)
@@ -177,7 +215,25 @@ def serve() -> None:
             process.kill()
 
 
-def _be_rank(jobs: list[list[str]], env: dict[str, str], log: str) -> None:
+def _import_all() -> None:
+    """Also what a run imports or compiles only once it comes to it."""
+    import deepspeed
+    import peft  # noqa: F401
+    import setuptools  # noqa: F401 - DeepSpeed's engine
+    import torch.distributed.algorithms.ddp_comm_hooks.default_hooks  # noqa: F401
+    import transformers.models.qwen2.modeling_qwen2  # noqa: F401
+    from PIL import Image
+
+    import internvl_chat.train.ending
+    import internvl_chat.train.main  # noqa: F401
+    from internvl_chat.model.llm import register_language_models
+
+    Image.init()
+    register_language_models()
+    assert deepspeed.accelerator.get_accelerator().device_name() == "cpu"
+
+
+def _be_rank(jobs: list[list[str]], env: dict[str, str], log: str, cwd: str) -> None:
     import ctypes
 
     ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
@@ -186,6 +242,7 @@ def _be_rank(jobs: list[list[str]], env: dict[str, str], log: str) -> None:
     os.dup2(file, 2)
     os.environ.clear()
     os.environ.update(env)
+    os.chdir(cwd)
     from tests.train.runs import work
 
     try:
