@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -50,6 +51,26 @@ def test_blocks_run_as_written_one_after_the_other(
     assert (tmp_path / "work_dirs" / "merged-hf" / "chat_template.jinja").is_file()
     assert list((tmp_path / "work_dirs" / "mine" / "runs").rglob("events.out.tfevents*"))
     assert (tmp_path / "work_dirs" / "mine" / "train_log.jsonl").is_file()
+    check_asking(capsys)
+
+
+def check_asking(capsys: pytest.CaptureFixture[str]) -> None:
+    """What README says of the model that was trained: a file of questions, the export, the lines of Python.
+
+    The conversation, the server and the page have tests of their own, with a terminal, a client and a browser.
+    """
+    section = README.split("## Ask it, serve it, show it")[1].split("\n## ")[0]
+    (line,) = re.findall(r"^echo '(.*)' > questions.jsonl$", section, re.M)
+    Path("questions.jsonl").write_text(line + "\n")
+    commands = commands_of("Ask it, serve it, show it")
+    assert [command[1] for command in commands] == ["chat", "chat", "serve", "demo", "export"]
+    for command in (commands[1], commands[4]):
+        assert main(command[1:]) == 0, capsys.readouterr().err[-3000:]
+    assert "vllm serve work_dirs/mine-vllm" in capsys.readouterr().out
+    answer = json.loads(Path("answers.jsonl").read_text())["answer"]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.S)
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith(answer + "\n")
 
 
 def test_every_flag_in_the_table_exists_and_its_default_is_right() -> None:

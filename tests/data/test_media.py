@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -185,7 +186,10 @@ def test_other_colour_spaces(tmp_path: Path) -> None:
         orange, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
     )
     assert lab is not None
-    for name, picture in (("lab.tif", lab), ("ycbcr.tif", orange.convert("YCbCr"))):
+    pictures = {"lab.tif": lab, "ycbcr.tif": orange.convert("YCbCr")}
+    if int(PIL.__version__.split(".")[0]) < 13:
+        del pictures["ycbcr.tif"]  # written by older Pillows such that they cannot read it
+    for name, picture in pictures.items():
         pixel = saved(tmp_path / name, picture)
         assert max(abs(a - b) for a, b in zip(pixel, ORANGE, strict=True)) <= 3
     pixel = to_rgb(orange.convert("HSV")).getpixel((0, 0))
