@@ -107,8 +107,8 @@ def _write(
     width, height = canvas.im.size
     pad = line
     label = _shortened(mark.label, canvas, font, max(box[2] - box[0], width / 2) - 2 * pad)
-    _, top, right, bottom = canvas.textbbox((0, 0), label, font)
-    wide, high = right + 2 * pad, bottom - top + 2 * pad
+    _, top, _, bottom = canvas.textbbox((0, 0), "Ag", font)
+    wide, high = canvas.textlength(label, font) + 2 * pad, bottom - top + 2 * pad
     x = max(0.0, min(box[0], width - wide))
     y = box[1] - high if box[1] >= high else min(box[1], max(0.0, height - high))
     canvas.rectangle((x, y, x + wide, y + high), fill=mark.colour)

@@ -1,0 +1,55 @@
+"""The conversations of all visitors: one each, found by a key that only its visitor has."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+
+from internvl_chat.infer.demo.session import Model, Session
+
+# Conversations that are kept. Each holds the features of its pictures, which lie where the model is.
+MOST_SESSIONS = 64
+
+
+class Visitors:
+    """Key -> ``Session``. Beyond ``most``, the one that was quiet for longest is forgotten."""
+
+    def __init__(self, models: Sequence[Model], folder: Path, most: int = MOST_SESSIONS) -> None:
+        """``folder``: where sessions write pictures, each in a folder of its own."""
+        self.models = tuple(models)
+        self._folder = folder
+        self._most = most
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._lock = Lock()
+
+    @staticmethod
+    def new_key() -> str:
+        """A key that nobody can guess."""
+        return secrets.token_urlsafe(24)
+
+    def session(self, key: str) -> Session:
+        """The conversation of a key, a new one for a new key."""
+        with self._lock:
+            if key not in self._sessions:
+                self._sessions[key] = Session(self.models, self._folder / key)
+            self._sessions.move_to_end(key)
+            quiet = [other for other, session in self._sessions.items() if other != key and not session.busy]
+            too_many = quiet[: max(0, len(self._sessions) - self._most)]
+        for other in too_many:
+            self.drop(other)
+        return self._sessions[key]
+
+    def drop(self, key: str) -> None:
+        """Stop and forget a conversation, and delete its pictures; nothing for a key that is not known."""
+        with self._lock:
+            session = self._sessions.pop(key, None)
+        if session is not None:
+            session.stop()
+            shutil.rmtree(self._folder / key, ignore_errors=True)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
