@@ -137,6 +137,43 @@ class _Asking(BaseHandler):
             raise ApiError(404, message, "model", "model_not_found")
         return read_wishes(body, len(self.manager.loaded.tokenizer))
 
+    @property
+    def name(self) -> str:
+        """What clients are told the model is called."""
+        return self.manager.settings.names[0]
+
+    async def _respond(
+        self,
+        wishes: Wishes,
+        prepare: Callable[[], Prepared],
+        chunk: Callable[..., str],
+        whole: Callable[[str, str, Any], dict[str, Any]],
+        first: dict[str, Any] | None,
+        piece: str,
+    ) -> Any:
+        """JSON of ``whole(text, finish, usage)``, or events by ``chunk``: ``first``, each text as ``piece``, the end."""
+        from fastapi.responses import JSONResponse, StreamingResponse
+
+        answer, prepared = await self._start(prepare, wishes)
+        if not wishes.stream:
+            text = "".join([text async for text in _pieces(answer)])
+            return JSONResponse(whole(text, answer.finish, _usage(answer, prepared)))
+
+        async def events() -> AsyncIterator[str]:
+            try:
+                if first is not None:
+                    yield chunk(**first)
+                async for text in _pieces(answer):
+                    yield chunk(**{piece: text})
+                yield chunk(finish_reason=answer.finish, usage=_usage(answer, prepared))
+                yield "data: [DONE]\n\n"
+            except ApiError as error:
+                yield f"data: {json.dumps(error.object())}\n\n"
+            finally:
+                answer.close()
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
     async def _start(self, prepare: Callable[[], Prepared], wishes: Wishes) -> tuple[Growing, Prepared]:
         """An answer in its queue. It is cancelled when the client goes away."""
         began = time.perf_counter()
@@ -181,32 +218,17 @@ class ChatHandler(_Asking, ChatCompletionHandler):
 
     async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
         """JSON, or events if the request says ``stream``. Raises ApiError."""
-        from fastapi.responses import JSONResponse, StreamingResponse
-
-        wishes = self._check(body)
-        messages, loaded = body.get("messages"), self.manager.loaded
-        answer, prepared = await self._start(
-            lambda: prepare_chat(messages, loaded, self.limits, wishes.max_tokens), wishes
+        wishes, messages = self._check(body), body.get("messages")
+        return await self._respond(
+            wishes,
+            lambda: prepare_chat(messages, self.manager.loaded, self.limits, wishes.max_tokens),
+            chunk=lambda **given: self._build_chunk_sse(request_id, model=self.name, **given),
+            whole=lambda text, finish, usage: self._build_completion(
+                request_id, text, self.name, finish_reason=finish, usage=usage
+            ),
+            first={"role": "assistant", "content": ""},
+            piece="content",
         )
-        name = self.manager.settings.names[0]
-        if wishes.stream:
-            return StreamingResponse(self._events(request_id, name, answer, prepared), media_type="text/event-stream")
-        text = "".join([piece async for piece in _pieces(answer)])
-        usage = _usage(answer, prepared)
-        return JSONResponse(self._build_completion(request_id, text, name, finish_reason=answer.finish, usage=usage))
-
-    async def _events(self, request_id: str, name: str, answer: Growing, prepared: Prepared) -> AsyncIterator[str]:
-        try:
-            yield self._build_chunk_sse(request_id, role="assistant", content="", model=name)
-            async for piece in _pieces(answer):
-                yield self._build_chunk_sse(request_id, content=piece, model=name)
-            usage = _usage(answer, prepared)
-            yield self._build_chunk_sse(request_id, finish_reason=answer.finish, model=name, usage=usage)
-            yield "data: [DONE]\n\n"
-        except ApiError as error:
-            yield f"data: {json.dumps(error.object())}\n\n"
-        finally:
-            answer.close()
 
 
 class TextHandler(_Asking, CompletionHandler):
@@ -214,40 +236,29 @@ class TextHandler(_Asking, CompletionHandler):
 
     async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
         """JSON, or events if the request says ``stream``. Raises ApiError."""
-        from fastapi.responses import JSONResponse, StreamingResponse
         from openai.types import Completion, CompletionChoice
 
-        wishes = self._check(body)
-        prompt, loaded = body.get("prompt"), self.manager.loaded
-        answer, prepared = await self._start(
-            lambda: prepare_text(prompt, loaded, self.limits, wishes.max_tokens), wishes
-        )
-        name = self.manager.settings.names[0]
-        if wishes.stream:
-            return StreamingResponse(self._events(request_id, name, answer, prepared), media_type="text/event-stream")
-        text = "".join([piece async for piece in _pieces(answer)])
-        choice = CompletionChoice(text=text, index=0, logprobs=None, finish_reason=answer.finish)
-        made = Completion(
-            id=request_id,
-            created=int(time.time()),
-            model=name,
-            choices=[choice],
-            object="text_completion",
-            usage=_usage(answer, prepared),
-        )
-        return JSONResponse(made.model_dump(exclude_none=True))
+        def whole(text: str, finish: Any, usage: Any) -> dict[str, Any]:
+            choice = CompletionChoice(text=text, index=0, logprobs=None, finish_reason=finish)
+            made = Completion(
+                id=request_id,
+                created=int(time.time()),
+                model=self.name,
+                choices=[choice],
+                object="text_completion",
+                usage=usage,
+            )
+            return made.model_dump(exclude_none=True)
 
-    async def _events(self, request_id: str, name: str, answer: Growing, prepared: Prepared) -> AsyncIterator[str]:
-        try:
-            async for piece in _pieces(answer):
-                yield self._build_chunk_sse(request_id, name, text=piece)
-            usage = _usage(answer, prepared)
-            yield self._build_chunk_sse(request_id, name, finish_reason=answer.finish, usage=usage)
-            yield "data: [DONE]\n\n"
-        except ApiError as error:
-            yield f"data: {json.dumps(error.object())}\n\n"
-        finally:
-            answer.close()
+        wishes, prompt = self._check(body), body.get("prompt")
+        return await self._respond(
+            wishes,
+            lambda: prepare_text(prompt, self.manager.loaded, self.limits, wishes.max_tokens),
+            chunk=lambda **given: self._build_chunk_sse(request_id, self.name, **given),
+            whole=whole,
+            first=None,
+            piece="text",
+        )
 
 
 def _usage(answer: Growing, prepared: Prepared) -> Any:
