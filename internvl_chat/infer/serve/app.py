@@ -151,7 +151,7 @@ class _Asking(BaseHandler):
         first: dict[str, Any] | None,
         piece: str,
     ) -> Any:
-        """JSON of ``whole(text, finish, usage)``, or events by ``chunk``: ``first``, each text as ``piece``, the end."""
+        """JSON of ``whole(text, finish, usage)``, or events by ``chunk``: ``first``, texts as ``piece``, the end."""
         from fastapi.responses import JSONResponse, StreamingResponse
 
         answer, prepared = await self._start(prepare, wishes)
