@@ -63,6 +63,12 @@ class Chat:
         """All that was said so far."""
         return self._said.turns
 
+    def copy(self) -> Chat:
+        """The conversation as it is now, to come back to. It does not hold what the language model has read."""
+        other = Chat(self.loaded)
+        other._start, other._said = self._start, self._said
+        return other
+
     def clear(self) -> None:
         """Forget all rounds and pictures; the system message stays."""
         self._said = self._start

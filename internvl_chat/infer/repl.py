@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import re
 import sys
 import time
@@ -76,7 +75,7 @@ class Repl:
 
     def answer(self, question: str) -> None:
         """Stream the answer to stdout. What is attached is used up by an answer that came to its end."""
-        question, before = self._tagged(question), copy.copy(self._chat)
+        question, before = self._tagged(question), self._chat.copy()
         watch = Watch()
         generation = {**self._generation, "stopping_criteria": [watch]}
         video = self._video

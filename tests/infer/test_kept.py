@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,7 +98,7 @@ def test_a_stream_that_was_closed_leaves_nothing_wrong(qwen: Loaded, pictures: l
 def test_copies_of_a_conversation_go_their_own_ways(qwen: Loaded, pictures: list[Path]) -> None:
     chat = Chat(qwen)
     chat.ask("What is it?", pictures[:1], **LENGTH)
-    other = copy.copy(chat)
+    other = chat.copy()
     chat.ask("Which colour has it?", **LENGTH)
     other.ask("How large is it, and who made it?", **LENGTH)
     chat.ask("And?", **LENGTH)

@@ -5,7 +5,6 @@ Nothing here knows the page: ``Session.ask`` yields the conversation so far each
 
 from __future__ import annotations
 
-import copy
 import mimetypes
 import secrets
 import shutil
@@ -252,7 +251,7 @@ class Session:
 
     def _copies(self) -> list[Chat]:
         """The conversations as they are now: what was said is never changed, only added to in a new value."""
-        return [copy.copy(chat) for chat in self._chats]
+        return [chat.copy() for chat in self._chats]
 
 
 def sort_files(files: Sequence[str | Path]) -> tuple[tuple[Path, ...], Path | None]:
