@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
-from internvl_chat.errors import ConfigError
+from internvl_chat.data.faults import Fault, check_text
+from internvl_chat.data.record import Turn
+from internvl_chat.errors import ConfigError, DataError, first_line
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.log import get_logger
 
@@ -18,7 +21,14 @@ logger = get_logger(__name__)
 
 MAX_NEW_TOKENS = 256
 # Arguments of ``generate`` that would change what it returns, or that are set here.
-_RESERVED = ("streamer", "return_dict_in_generate", "num_return_sequences", "input_ids", "inputs_embeds")
+_RESERVED = {
+    "streamer": "ask with stream=True",
+    "return_dict_in_generate": "the answer is a text",
+    "num_return_sequences": "ask several times",
+    "input_ids": "they are made here",
+    "inputs_embeds": "they are made here",
+    "max_length": "use max_new_tokens",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +38,19 @@ class Prompts:
     input_ids: Tensor
     attention_mask: Tensor
     features: Tensor
+
+
+def prompt_ids(loaded: Loaded, turns: Sequence[Turn], tiles: Sequence[int]) -> np.ndarray:
+    """Ids (T,) of a conversation up to its next answer. Raises DataError for text that holds half a character."""
+    for turn in turns:
+        try:
+            check_text(f"the {_SAID_BY[turn.role]}", turn.text)
+        except Fault as fault:
+            raise DataError(str(fault)) from fault
+    return loaded.encoder.encode_prompt(turns, tiles)
+
+
+_SAID_BY = {"system": "system message", "human": "question", "gpt": "answer"}
 
 
 def pad_prompts(loaded: Loaded, rows: Sequence[np.ndarray], features: Tensor) -> Prompts:
@@ -45,12 +68,18 @@ def pad_prompts(loaded: Loaded, rows: Sequence[np.ndarray], features: Tensor) ->
 def generation_options(generation: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of ``generate``: greedy and 256 new tokens unless said otherwise; a temperature above 0 means sampling.
 
-    Raises ConfigError for values that cannot be used.
+    A ``generation_config`` among them is taken apart. Raises ConfigError for values that cannot be used.
     """
-    options: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, **generation}
-    if taken := [name for name in _RESERVED if name in options]:
-        raise ConfigError(f"generation argument {taken[0]!r} cannot be set here")
+    given = {name: value for name, value in generation.items() if value is not None}
+    if (config := given.pop("generation_config", None)) is not None:
+        given = {**settings_of(config), **given}
+    if taken := [name for name in _RESERVED if given.get(name) not in (None, False)]:
+        raise ConfigError(f"generation argument {taken[0]!r} cannot be set here: {_RESERVED[taken[0]]}")
+    options = {"max_new_tokens": MAX_NEW_TOKENS, **given}
     temperature, top_p = options.get("temperature"), options.get("top_p")
+    for name in ("temperature", "top_p", "max_new_tokens"):
+        if isinstance(options.get(name, 0), bool) or not isinstance(options.get(name, 0), (int, float)):
+            raise ConfigError(f"{name} {options[name]!r} is not a number")
     if temperature is not None and temperature < 0:
         raise ConfigError(f"temperature {temperature} is negative; 0 = always the likeliest token, 0.2 to 1 = sampling")
     if top_p is not None and not 0 < top_p <= 1:
@@ -64,18 +93,32 @@ def generation_options(generation: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+def settings_of(config: Mapping[str, Any] | GenerationConfig | None) -> dict[str, Any]:
+    """What a generation config says, as arguments."""
+    return config.to_diff_dict() if isinstance(config, GenerationConfig) else dict(config or {})
+
+
 def generate(loaded: Loaded, prompts: Prompts, options: Mapping[str, Any], **extra: Any) -> Tensor:
-    """Ids of the answers (B, new tokens), stop marker and pads included. ``options`` of ``generation_options``."""
+    """Ids of the answers (B, new tokens), stop marker and pads included. ``options`` of ``generation_options``.
+
+    Raises ConfigError for what the library refuses.
+    """
     room, length = loaded.model.config.llm_config.max_position_embeddings, prompts.input_ids.shape[1]
     if length > room:
         logger.warning("the prompt has %d tokens, the model was made for %d: expect nonsense", length, room)
-    result: Tensor = loaded.model.generate(
-        input_ids=prompts.input_ids,
-        attention_mask=prompts.attention_mask,
-        visual_features=prompts.features if len(prompts.features) else None,
-        **{"eos_token_id": list(loaded.stop_ids), "pad_token_id": loaded.pad_id, **options},
-        **extra,
-    )
+    ends = {"eos_token_id": list(loaded.stop_ids), "pad_token_id": loaded.pad_id}
+    if options.get("stop_strings"):
+        ends["tokenizer"] = loaded.tokenizer
+    try:
+        result: Tensor = loaded.model.generate(
+            input_ids=prompts.input_ids,
+            attention_mask=prompts.attention_mask,
+            visual_features=prompts.features if len(prompts.features) else None,
+            **{**ends, **options},
+            **extra,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"transformers' generate refuses these arguments: {first_line(error)}") from error
     return result
 
 

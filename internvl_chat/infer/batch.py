@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from internvl_chat.errors import ConfigError, DataError
-from internvl_chat.infer.answer import decode, generate, generation_options, pad_prompts
+from internvl_chat.infer.answer import decode, generate, generation_options, pad_prompts, prompt_ids
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.infer.pictures import Picture, count_shown, cut_shown, encode_pictures
 from internvl_chat.infer.questions import Question, question_of
@@ -45,7 +45,7 @@ def answers(
         rows: dict[int, np.ndarray] = {}
         for number, question in part.items():
             try:
-                rows[number] = loaded.encoder.encode_prompt(question.turns, count_shown(question.shown, loaded.tiles))
+                rows[number] = prompt_ids(loaded, question.turns, count_shown(question.shown, loaded.tiles))
             except DataError as error:
                 yield number, error
         order = sorted(rows, key=lambda number: -len(rows[number]))
@@ -66,12 +66,14 @@ def _answer_batch(
 ) -> list[Answer]:
     prompts = pad_prompts(loaded, rows, encode_pictures(loaded.model, torch.cat([*pixels])))
     found = generate(loaded, prompts, options).tolist()
-    return [answer_of(loaded, ids, len(row)) for ids, row in zip(found, rows, strict=True)]
+    return [answer_of(loaded, ids, len(row), options) for ids, row in zip(found, rows, strict=True)]
 
 
-def answer_of(loaded: Loaded, ids: Sequence[int], prompt_tokens: int) -> Answer:
-    """Answer of the ids (T,) that ``generate`` made, which pads rows behind their stop marker."""
-    stops = (place for place, number in enumerate(ids) if number in loaded.stop_ids)
+def answer_of(loaded: Loaded, ids: Sequence[int], prompt_tokens: int, options: Mapping[str, Any]) -> Answer:
+    """Answer of the ids (T,) that ``generate`` made with ``options``; it pads rows behind their stop marker."""
+    ends = options.get("eos_token_id", loaded.stop_ids)
+    ends = (ends,) if isinstance(ends, int) else ends
+    stops = (place for place, number in enumerate(ids) if number in ends)
     end = next(stops, None)
     tokens = len(ids) if end is None else end + 1
     return Answer(decode(loaded, ids[:tokens]), tokens, prompt_tokens, "length" if end is None else "stop")

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from internvl_chat.data.record import Turn
-from internvl_chat.infer.answer import Prompts, decode, generate, generation_options, pad_prompts
+from internvl_chat.infer.answer import Prompts, decode, generate, generation_options, pad_prompts, prompt_ids
 from internvl_chat.infer.kept import Kept, cache_for, keep
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.infer.pictures import NUM_SEGMENTS, Picture, cut_shown, encode_pictures
@@ -68,6 +68,10 @@ class Chat:
         other = Chat(self.loaded)
         other._start, other._said = self._start, self._said
         return other
+
+    def forget_read(self) -> None:
+        """Give back the memory of what the language model has read; the next round reads all of it again."""
+        self._kept = None
 
     def clear(self) -> None:
         """Forget all rounds and pictures; the system message stays."""
@@ -123,7 +127,7 @@ class Chat:
         tiles = cut_shown(asking.shown, self.loaded.tiles)
         before = self._said
         asked = before.asked(asking.turns[-1], tiles.counts, encode_pictures(self.loaded.model, tiles.pixels))
-        row = self.loaded.encoder.encode_prompt(asked.turns, asked.tiles)
+        row = prompt_ids(self.loaded, asked.turns, asked.tiles)
         if stream:
             return self._stream(before, asked, row, options)
         prompts, cache = self._begin(before, asked, row, options)

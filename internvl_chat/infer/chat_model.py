@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from internvl_chat.constants import IMAGE_PLACEHOLDER, IMG_CONTEXT
+from internvl_chat.constants import IMAGE_PLACEHOLDER, IMG_CONTEXT, IMG_END, IMG_START
 from internvl_chat.data.record import Turn
 from internvl_chat.errors import ConfigError, DataError
-from internvl_chat.infer.answer import decode, generate, generation_options, pad_prompts
+from internvl_chat.infer.answer import generate, generation_options, pad_prompts, prompt_ids, settings_of
+from internvl_chat.infer.batch import answer_of
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.infer.pictures import encode_pictures
 from internvl_chat.log import get_logger
@@ -64,32 +65,6 @@ class ChatModel(Loaded):
             raise ConfigError("there is no CUDA device here; leave .cuda() out")
         return self.to(torch.device("cuda", torch.cuda.current_device()) if device is None else device)
 
-    @overload
-    def chat(
-        self,
-        tokenizer: Any,
-        pixel_values: Tensor | None,
-        question: str,
-        generation_config: Settings = ...,
-        history: History | None = ...,
-        return_history: Literal[False] = ...,
-        num_patches_list: Sequence[int] | None = ...,
-        verbose: bool = ...,
-    ) -> str: ...
-    @overload
-    def chat(
-        self,
-        tokenizer: Any,
-        pixel_values: Tensor | None,
-        question: str,
-        generation_config: Settings = ...,
-        history: History | None = ...,
-        *,
-        return_history: Literal[True],
-        num_patches_list: Sequence[int] | None = ...,
-        verbose: bool = ...,
-    ) -> tuple[str, History]: ...
-
     def chat(
         self,
         tokenizer: Any,
@@ -99,25 +74,26 @@ class ChatModel(Loaded):
         history: History | None = None,
         return_history: bool = False,
         num_patches_list: Sequence[int] | None = None,
+        IMG_START_TOKEN: str = IMG_START,
+        IMG_END_TOKEN: str = IMG_END,
+        IMG_CONTEXT_TOKEN: str = IMG_CONTEXT,
         verbose: bool = False,
-    ) -> str | tuple[str, History]:
-        """The answer, with ``return_history`` also the rounds so far, to be given with the next question.
+    ) -> Any:
+        """The answer (str); with ``return_history`` also the rounds so far, to be given with the next question.
 
         ``pixel_values`` (N, 3, S, S): tiles of all pictures of all rounds, uint8 or as ``load_image`` makes them;
         ``num_patches_list``: tiles of each, None = one picture. ``<image>`` in the question says where; in a first
         question without it, it is put first. ``generation_config``: arguments of ``generate``, a streamer among them.
-        ``verbose`` logs prompt and answer. Raises DataError where tiles, tags and list do not match, ConfigError for a
-        tokenizer that is not the model's and for arguments.
+        ``IMG_..._TOKEN`` are what they are. ``verbose`` logs prompt and answer. Raises DataError where tiles, tags and
+        list do not match, ConfigError for a tokenizer that is not the model's and for arguments.
         """
-        self._check_tokenizer(tokenizer)
+        self._check(tokenizer, (IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN))
         if not history and pixel_values is not None and IMAGE_PLACEHOLDER not in question:
             question = f"{IMAGE_PLACEHOLDER}\n{question}"
         said = list(history or [])
         turns = [turn for asked, answered in said for turn in (Turn("human", asked), Turn("gpt", answered))]
         row = self._row([*turns, Turn("human", question)], _patches(pixel_values, num_patches_list))
-        answer = self._answers([row], pixel_values, generation_config)[0]
-        if verbose:
-            logger.info("%s%s", self.tokenizer.decode(row).replace(IMG_CONTEXT, ""), answer)
+        (answer,) = self._answers([row], pixel_values, generation_config, verbose)
         said.append((question, answer))
         return (answer, said) if return_history else answer
 
@@ -128,20 +104,31 @@ class ChatModel(Loaded):
         questions: Sequence[str],
         generation_config: Settings = None,
         num_patches_list: Sequence[int] | None = None,
+        history: None = None,
+        return_history: Literal[False] = False,
+        IMG_START_TOKEN: str = IMG_START,
+        IMG_END_TOKEN: str = IMG_END,
+        IMG_CONTEXT_TOKEN: str = IMG_CONTEXT,
         verbose: bool = False,
-        *,
         image_counts: Sequence[int] | None = None,
     ) -> list[str]:
         """Answers to questions of one round each, in one batch.
 
-        A question takes as many entries of ``num_patches_list`` (tiles of a picture) as it has ``<image>``; where none
-        has any, each has one picture. ``image_counts`` is its old name. Raises as ``chat`` does.
+        A question takes as many entries of ``num_patches_list`` (tiles of a picture) as it has ``<image>``; while there
+        are more pictures than tags, a question without one gets one. ``image_counts`` is the list's old name.
+        ``history`` and ``return_history`` are not to be had, as in the original. Raises as ``chat`` does.
         """
-        self._check_tokenizer(tokenizer)
+        self._check(tokenizer, (IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN))
+        if history is not None or return_history:
+            raise ConfigError("batch_chat knows no history; ask each conversation with chat")
         patches = _patches(pixel_values, num_patches_list if image_counts is None else image_counts)
-        if patches and not any(IMAGE_PLACEHOLDER in question for question in questions):
-            questions = [f"{IMAGE_PLACEHOLDER}\n{question}" for question in questions]
         tags = [question.count(IMAGE_PLACEHOLDER) for question in questions]
+        if sum(tags) < len(patches):
+            questions = [
+                question if number else f"{IMAGE_PLACEHOLDER}\n{question}"
+                for question, number in zip(questions, tags, strict=True)
+            ]
+            tags = [max(1, number) for number in tags]
         if sum(tags) != len(patches):
             raise DataError(f"{sum(tags)} {IMAGE_PLACEHOLDER} in the questions, pictures given: {len(patches)}")
         ends = np.cumsum([0, *tags])
@@ -149,11 +136,7 @@ class ChatModel(Loaded):
             self._row([Turn("human", question)], patches[ends[number] : ends[number + 1]])
             for number, question in enumerate(questions)
         ]
-        found = self._answers(rows, pixel_values, generation_config) if rows else []
-        if verbose:
-            for row, answer in zip(rows, found, strict=True):
-                logger.info("%s%s", self.tokenizer.decode(row).replace(IMG_CONTEXT, ""), answer)
-        return found
+        return self._answers(rows, pixel_values, generation_config, verbose) if rows else []
 
     def _row(self, turns: Sequence[Turn], patches: Sequence[int]) -> np.ndarray:
         tags = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
@@ -162,18 +145,32 @@ class ChatModel(Loaded):
                 f"{tags} {IMAGE_PLACEHOLDER} in the conversation, pictures given: {len(patches)}; num_patches_list "
                 "has one number per picture, of all rounds"
             )
-        return self.encoder.encode_prompt(turns, patches)
+        return prompt_ids(self, turns, patches)
 
-    def _answers(self, rows: Sequence[np.ndarray], pixel_values: Tensor | None, settings: Settings) -> list[str]:
-        given = settings.to_diff_dict() if isinstance(settings, GenerationConfig) else dict(settings or {})
-        extra = {"streamer": given.pop("streamer")} if given.get("streamer") is not None else {}
+    def _answers(
+        self, rows: Sequence[np.ndarray], pixel_values: Tensor | None, settings: Settings, verbose: bool
+    ) -> list[str]:
+        given, side = settings_of(settings), self.tiles.size
+        streamer = given.pop("streamer", None)
         options = generation_options(given)
-        empty = torch.zeros(0, 3, self.tiles.size, self.tiles.size)
-        features = encode_pictures(self.model, empty if pixel_values is None else pixel_values)
-        ids = generate(self, pad_prompts(self, rows, features), options, **extra)
-        return [decode(self, row) for row in ids.tolist()]
+        pixels = torch.zeros(0, 3, side, side) if pixel_values is None else pixel_values
+        if tuple(pixels.shape[1:]) != (3, side, side):
+            raise DataError(
+                f"pixel_values has the shape {tuple(pixels.shape)}, this model's tiles are (N, 3, {side}, {side}); "
+                f"load_image and load_video take input_size={side}"
+            )
+        prompts = pad_prompts(self, rows, encode_pictures(self.model, pixels))
+        ids = generate(self, prompts, options, **({} if streamer is None else {"streamer": streamer})).tolist()
+        found = [answer_of(self, own, len(row), options).text for own, row in zip(ids, rows, strict=True)]
+        for row, answer in zip(rows, found, strict=True) if verbose else ():
+            logger.info("%s%s", self.tokenizer.decode(row).replace(IMG_CONTEXT, ""), answer)
+        return found
 
-    def _check_tokenizer(self, tokenizer: Any) -> None:
+    def _check(self, tokenizer: Any, tokens: tuple[str, ...]) -> None:
+        if tokens != (IMG_START, IMG_END, IMG_CONTEXT):
+            raise ConfigError(
+                f"the tokens around pictures are {IMG_START}, {IMG_END} and {IMG_CONTEXT}; leave them out"
+            )
         same = tokenizer is self.tokenizer or (
             len(tokenizer) == len(self.tokenizer)
             and tokenizer.convert_tokens_to_ids(IMG_CONTEXT) == self.encoder.image_token_id

@@ -71,8 +71,7 @@ def _even_counts(layers: int, cards: int, rest: float) -> list[int]:
 
 def _modules(config: InternVLChatConfig) -> tuple[list[str], dict[str, int]]:
     """The modules that are placed as a whole, in order, and how many weights they have."""
-    with torch.device("meta"):
-        model = InternVLChatModel(config)
+    model = _outline(config)
     decoder = model.language_model.model
     names = ["vision_model", "mlp1", "language_model.lm_head"]
     for name, _ in decoder.named_children():
@@ -80,6 +79,11 @@ def _modules(config: InternVLChatConfig) -> tuple[list[str], dict[str, int]]:
         names += [f"{whole}.{number}" for number in range(len(decoder.layers))] if name == "layers" else [whole]
     sizes = {name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in names}
     return names, sizes
+
+
+def _outline(config: InternVLChatConfig) -> InternVLChatModel:
+    with torch.device("meta"):
+        return InternVLChatModel(config)
 
 
 def check_device_map(config: InternVLChatConfig, given: Mapping[str, Place]) -> dict[str, Place]:
@@ -94,9 +98,13 @@ def check_device_map(config: InternVLChatConfig, given: Mapping[str, Place]) -> 
             raise ConfigError(f"device_map: the model has no module {name!r}{nearest(name, names)}")
     if _EMBEDDING in found:  # older cards do not name it, and it has no weights
         found.setdefault("language_model.model.rotary_emb", found[_EMBEDDING])
-    lost = [name for name in names if not any(_holds(key, name) or _holds(name, key) for key in found)]
+    model = _outline(config)
+    tensors = [name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())]
+    lost = [name for name in tensors if not any(_holds(key, name) for key in found)]
     if lost:
-        raise ConfigError(f"device_map gives no place to {', '.join(lost[:4])}{' ...' if len(lost) > 4 else ''}")
+        whole = [name for name in names if any(_holds(name, tensor) for tensor in lost)]
+        more = " ..." if len(whole) > 4 else ""
+        raise ConfigError(f"device_map gives no place to {', '.join(whole[:4])}{more}, or not to all of it")
     return found
 
 
@@ -106,11 +114,23 @@ def _holds(outer: str, inner: str) -> bool:
 
 def resolve_device_map(config: InternVLChatConfig, wanted: Any) -> dict[str, Place]:
     """The map that ``device_map=`` asks for on this machine. Raises ConfigError."""
+    here = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     if isinstance(wanted, Mapping):
+        for name, place in wanted.items():
+            if place != "disk":
+                _check_place(name, place, here)
         return check_device_map(config, wanted)
     if wanted not in ("auto", "card"):
         raise ConfigError(f"device_map {wanted!r}: use 'auto', 'card' or a map of module names to cards")
-    here = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     if not here:
         raise ConfigError(f"device_map {wanted!r} needs GPUs, and there is none here; leave it out to use the CPU")
     return dict(plan_device_map(config, here, wanted))
+
+
+def _check_place(name: str, place: Place, here: int) -> None:
+    try:
+        device = torch.device(place)
+    except RuntimeError as error:
+        raise ConfigError(f"device_map: {name!r} on {place!r}, which is no device") from error
+    if device.type != "cpu" and (device.index or 0) >= here:
+        raise ConfigError(f"device_map: {name!r} on {place!r}, but {here} GPUs are here")

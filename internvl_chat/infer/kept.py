@@ -38,14 +38,14 @@ def cache_for(loaded: Loaded, kept: Kept | None, row: np.ndarray, options: Mappi
         return None
     config = loaded.model.config.llm_config
     if kept is None or kept.taken or len(row) + options["max_new_tokens"] > _steady_length(config):
-        return DynamicCache(config=config)
+        return _empty(config)
     kept.taken = True
     # The last token is read in any case, for what comes behind it is wanted.
     most = min(len(kept.ids), len(row) - 1)
     unlike = np.flatnonzero(kept.ids[:most] != row[:most])
     common = int(unlike[0]) if len(unlike) else most
     if not all(type(layer) is DynamicLayer for layer in kept.cache.layers):
-        return DynamicCache(config=config)  # a sliding window has forgotten what comes before it
+        return _empty(config)  # a sliding window has forgotten what comes before it
     kept.cache.crop(common - kept.cache.get_seq_length())
     return kept.cache
 
@@ -55,6 +55,12 @@ def keep(cache: DynamicCache | None, row: np.ndarray, new: list[int]) -> Kept | 
     if cache is None:
         return None
     return Kept(cache, np.concatenate([row, np.array(new, dtype=row.dtype)])[: cache.get_seq_length()])
+
+
+def _empty(config: Any) -> DynamicCache:
+    """A window that is wider than any text (Phi-3's) is none; layers without one can be cut back."""
+    window = getattr(config, "sliding_window", None)
+    return DynamicCache() if window and window >= config.max_position_embeddings else DynamicCache(config=config)
 
 
 def _steady_length(config: Any) -> float:

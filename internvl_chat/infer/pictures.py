@@ -15,12 +15,14 @@ from internvl_chat.constants import IMAGE_PLACEHOLDER
 from internvl_chat.data.faults import Fault, FaultCode
 from internvl_chat.data.frames import clip_range, inference_indices
 from internvl_chat.data.media import read_image, read_image_size, to_rgb
+from internvl_chat.data.storage import Medium
 from internvl_chat.data.tiles import TileSettings, count_tiles, cut_tiles
 from internvl_chat.data.video import read_frames, read_video_info
 from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.model.chat import InternVLChatModel
 
-Picture = Path | str | Image.Image
+# A Medium: a picture in an archive or a data URL, read when it is due.
+Picture = Path | str | Image.Image | Medium
 NUM_SEGMENTS = 8  # frames of a video, as the model cards take them
 # Tiles that go through the vision tower at once: enough to fill a GPU, few enough for a laptop.
 TILES_AT_ONCE = 32
@@ -62,7 +64,7 @@ class Tiles:
 def read_picture(source: Picture) -> Image.Image:
     """RGB picture of a path or of an opened picture. Raises DataError (missing, broken, too large, holds floats)."""
     try:
-        return to_rgb(source) if isinstance(source, Image.Image) else read_image(Path(source).expanduser())
+        return to_rgb(source) if isinstance(source, Image.Image) else read_image(_file_of(source))
     except Fault as fault:
         raise _as_user_error(fault) from fault
     except (OSError, SyntaxError, ValueError) as error:
@@ -113,8 +115,8 @@ def count_shown(shown: Sequence[Shown], settings: TileSettings) -> tuple[int, ..
         elif isinstance(source, Image.Image):
             counts.append(count_tiles(*source.size, own))
         else:
-            path = Path(source).expanduser()
-            counts.append(count_tiles(*_told(lambda path=path: read_image_size(path)), own))  # type: ignore[misc]
+            file = _file_of(source)
+            counts.append(count_tiles(*_told(lambda file=file: read_image_size(file)), own))  # type: ignore[misc]
     return tuple(counts)
 
 
@@ -153,6 +155,10 @@ def encode_pictures(model: InternVLChatModel, pixels: Tensor) -> Tensor:
         shape = (0, model.config.num_image_token, model.config.llm_config.hidden_size)
         return torch.zeros(shape, dtype=model.dtype, device=model.device)
     return torch.cat([model.extract_feature(part.to(model.device)) for part in pixels.split(TILES_AT_ONCE)])
+
+
+def _file_of(source: Path | str | Medium) -> Path | Medium:
+    return source if isinstance(source, Medium) else Path(source).expanduser()
 
 
 def _told(action: Callable[[], _Result]) -> _Result:

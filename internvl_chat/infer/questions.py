@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-from PIL import Image
+from pathlib import Path
 
 from internvl_chat.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from internvl_chat.data.record import Turn, expand_videos
@@ -37,7 +36,7 @@ class Question:
 def question_of(
     text: str,
     images: Sequence[Picture] | Picture,
-    video: Picture | None,
+    video: Path | str | None,
     settings: TileSettings,
     before: Question | None = None,
     system: str | None = None,
@@ -51,12 +50,12 @@ def question_of(
     of one question share the tile limit; a frame of a video has ``video_tiles`` tiles at most. ``system``: the system
     message of a new conversation, None = the template's. Raises DataError if tags and pictures do not match.
     """
-    pictures = images if isinstance(images, Sequence) and not isinstance(images, (str, Image.Image)) else [images]
+    pictures = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
     text = _place_video(place_pictures(text, len(pictures)), video is not None)
     stills = iter(show_pictures(pictures, settings))
     films: Iterator[Shown] = iter(())
     if video is not None:
-        if isinstance(video, Image.Image):
+        if not isinstance(video, (str, Path)):
             raise DataError("a video is given by its path, not as an opened picture")
         films = iter([Shown(Video(video, num_segments, bound), video_tiles)])
     shown = [next(stills if tag == IMAGE_PLACEHOLDER else films) for tag in _TAGS.findall(text)]

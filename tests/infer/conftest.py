@@ -14,7 +14,7 @@ from internvl_chat.infer.load import Loaded, load
 from internvl_chat.model.build import load_model
 from internvl_chat.tools.tiny import make_tiny
 
-KINDS = ("qwen2", "qwen3", "llama", "phi3")
+KINDS = ("qwen2", "qwen3", "qwen3_moe", "llama", "phi3", "internlm2")
 
 
 @pytest.fixture(scope="session", autouse=True)

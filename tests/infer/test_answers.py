@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,14 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import GenerationConfig
 
 from internvl_chat.data.media import read_image
 from internvl_chat.data.record import Turn
+from internvl_chat.data.storage import locate_medium
 from internvl_chat.data.tiles import cut_tiles
 from internvl_chat.errors import ConfigError, DataError
-from internvl_chat.infer.batch import batch_answer
+from internvl_chat.infer import batch as batch_module
+from internvl_chat.infer import pictures as pictures_module
+from internvl_chat.infer.batch import answers, batch_answer
 from internvl_chat.infer.chat import Chat
 from internvl_chat.infer.load import Loaded
+from internvl_chat.infer.questions import Question, question_of
 
 Seen = Callable[[Loaded], dict[str, list[torch.Tensor]]]
 LENGTH = {"max_new_tokens": 24}
@@ -133,12 +139,55 @@ def test_sampling_follows_the_seed_and_temperature_zero_is_greedy(qwen: Loaded) 
         ({"temperature": -1}, "temperature -1 is negative"),
         ({"temperature": 1.0, "top_p": 0}, "top_p 0 is not in"),
         ({"max_new_tokens": 0}, "leaves no room"),
-        ({"num_return_sequences": 2}, "'num_return_sequences' cannot be set"),
+        ({"num_return_sequences": 2}, "'num_return_sequences' cannot be set here: ask several times"),
+        ({"max_length": 5}, "'max_length' cannot be set here: use max_new_tokens"),
+        ({"generation_config": GenerationConfig(return_dict_in_generate=True)}, "'return_dict_in_generate' cannot"),
+        ({"temperature": "hot"}, "temperature 'hot' is not a number"),
+        ({"max_new_tokens": True}, "max_new_tokens True is not a number"),
+        ({"bad_words_ids": 3}, "generate refuses these arguments: "),
     ],
 )
 def test_bad_arguments(qwen: Loaded, generation: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Chat(qwen).ask("What?", **generation)
+
+
+def test_a_generation_config_is_taken_apart(qwen: Loaded) -> None:
+    given = GenerationConfig(max_new_tokens=5, repetition_penalty=3.0)
+    expected = Chat(qwen).ask("What?", max_new_tokens=5, repetition_penalty=3.0)
+    assert Chat(qwen).ask("What?", generation_config=given) == expected
+    assert Chat(qwen).ask("What?", max_new_tokens=None, generation_config=given) == expected
+    stopped = Chat(qwen).ask("What?", stop_strings=[expected[2:4]], **LENGTH)
+    assert stopped == Chat(qwen).ask("What?", **LENGTH)[: len(stopped)]
+
+
+def test_half_a_character_is_refused_and_the_others_go_on(qwen: Loaded) -> None:
+    for ask in (lambda: Chat(qwen).ask("a\ud800"), lambda: Chat(qwen, system="\udfff").ask("What?")):
+        with pytest.raises(DataError, match=r"the (question|system message) holds half a character"):
+            ask()
+    questions = [Question((Turn("human", text),)) for text in ("fine", "\ud83d")]
+    found = dict(answers(qwen, questions, **LENGTH))
+    assert "half a character" in str(found[1])
+    assert found[0].text == Chat(qwen).ask("fine", **LENGTH)
+
+
+def test_pictures_of_archives_are_read_when_they_are_due(
+    qwen: Loaded, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than a batch of them is decoded at once."""
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for picture in pictures:
+            archive.write(picture, picture.name)
+    media = [locate_medium(str(tmp_path / "all.zip"), picture.name) for picture in pictures]
+    expected = [Chat(qwen).ask("What?", [picture], **LENGTH) for picture in pictures]
+    held: list[int] = []
+    real = pictures_module.cut_shown
+    monkeypatch.setattr(batch_module, "cut_shown", lambda *a: held.append(len(a[0])) or real(*a))
+    questions = [question_of("What?", [medium], None, qwen.tiles) for medium in media]
+    assert not any(isinstance(shown.source, Image.Image) for question in questions for shown in question.shown)
+    found = dict(answers(qwen, questions, 2, **LENGTH))
+    assert [found[number].text for number in range(len(pictures))] == expected
+    assert held == [1] * len(pictures)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from internvl_chat.infer.load import load
 
 GREEDY = dict(max_new_tokens=12, do_sample=False)  # noqa: C408 (as the cards write it)
 CLIP = Path(__file__).parents[1] / "goldens/videos/clip.mp4"
-KINDS = ("qwen2", "qwen3", "llama", "phi3", "internlm2")
+KINDS = ("qwen2", "qwen3", "qwen3_moe", "llama", "phi3", "internlm2")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -167,6 +167,31 @@ def test_streaming_output(model, tokenizer, chat, pictures) -> None:
     assert generated_text.strip() == expected.strip()
 
 
+def test_a_batch_in_which_some_questions_have_tags(qwen, pictures) -> None:
+    """As in the original, each question without one gets one, as long as there are pictures for them."""
+    tiles = [image(qwen, picture, qwen.tiles.max_tiles) for picture in pictures[:2]]
+    counts = [len(part) for part in tiles]
+    alone = [Chat(qwen).ask(q, [p], **GREEDY) for q, p in zip(("A <image>?", "B?"), pictures, strict=False)]
+    assert qwen.batch_chat(qwen.tokenizer, torch.cat(tiles), ["A <image>?", "B?"], GREEDY, counts) == alone
+    text = Chat(qwen).ask("C?", **GREEDY)
+    asked = qwen.batch_chat(
+        qwen.tokenizer, torch.cat(tiles), ["A <image>?", "C?", "<image>\nB?"], GREEDY, counts, None, False
+    )
+    assert asked == [alone[0], text, alone[1]]
+
+
+def test_ends_and_pads_of_the_users_own(qwen) -> None:
+    """Whatever ends an answer: rows that are done are filled up, and that is not shown."""
+    questions = ["What?", "Who is it?", "Where was it taken, and when?"]
+    whole = [Chat(qwen).ask(q, **GREEDY) for q in questions]
+    ids = qwen.tokenizer(whole[0])["input_ids"]
+    found = qwen.batch_chat(qwen.tokenizer, None, questions, dict(GREEDY, pad_token_id=40))
+    assert found == whole
+    cut = qwen.batch_chat(qwen.tokenizer, None, questions, dict(GREEDY, eos_token_id=ids[3], pad_token_id=40))
+    assert len(cut[0]) < len(whole[0])
+    assert whole[0].startswith(cut[0][:3])
+
+
 # -- what is particular to a call, on one kind ------------------------------------------------------------------------
 
 
@@ -224,8 +249,13 @@ def test_what_does_not_belong_together(one: ChatModel, pictures: list[Path], tin
             one.chat(one.tokenizer, tiles, question, GREEDY, num_patches_list=patches)
     with pytest.raises(DataError, match="0 <image> in the conversation, pictures given: 1"):
         one.chat(one.tokenizer, tiles, "And?", GREEDY, history=[("What?", "This.")])
-    with pytest.raises(DataError, match="1 <image> in the questions, pictures given: 2"):
-        one.batch_chat(one.tokenizer, tiles, ["<image>", "And?"], GREEDY, num_patches_list=[1, len(tiles) - 1])
+    with pytest.raises(DataError, match="3 <image> in the questions, pictures given: 2"):
+        one.batch_chat(one.tokenizer, tiles, ["<image> <image>", "<image>"], GREEDY, [1, len(tiles) - 1])
+    with pytest.raises(DataError, match=r"shape \(1, 3, 448, 448\), this model's tiles are .* take input_size=56"):
+        one.chat(one.tokenizer, load_image(pictures[0], max_num=1), "What?", GREEDY)
+    for unlike in ({"IMG_START_TOKEN": "[img]"}, {"history": []}, {"return_history": True}):
+        with pytest.raises(ConfigError, match=r"leave them out|knows no history"):
+            one.batch_chat(one.tokenizer, tiles, ["What?"], GREEDY, **unlike)
     with pytest.raises(ConfigError, match="not the model's"):
         one.chat(load(tiny_folder("phi3"), device="cpu").tokenizer, None, "What?", GREEDY)
     same = LibraryTokenizer.from_pretrained(tiny_folder("qwen2"))

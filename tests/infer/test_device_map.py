@@ -18,7 +18,7 @@ from internvl_chat.errors import ConfigError
 from internvl_chat.infer import device_map
 from internvl_chat.infer.card import split_model
 from internvl_chat.infer.chat import Chat
-from internvl_chat.infer.device_map import LAYERS, plan_device_map, resolve_device_map
+from internvl_chat.infer.device_map import LAYERS, check_device_map, plan_device_map, resolve_device_map
 from internvl_chat.infer.load import load
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.model.build import load_config, load_model
@@ -163,16 +163,22 @@ def test_maps_of_the_cards_and_of_users(tiny_folder: Callable[[str], Path]) -> N
         "language_model.model.norm": 0,
         "language_model.lm_head": 0,
     }
-    assert set(names) - {"language_model.model.rotary_emb"} <= set(resolve_device_map(config, card))
+    assert set(names) <= set(check_device_map(config, card))
     assert resolve_device_map(config, {"": "cpu"}) == {"": "cpu"}
     whole = {"vision_model": 0, "mlp1": 0, "language_model": 1}
-    assert resolve_device_map(config, whole) == whole
+    assert check_device_map(config, whole) == whole
     with pytest.raises(ConfigError, match=r"no module 'vision_modell'; did you mean 'vision_model'"):
-        resolve_device_map(config, {**whole, "vision_modell": 0})
+        check_device_map(config, {**whole, "vision_modell": 0})
     with pytest.raises(ConfigError, match="gives no place to mlp1"):
-        resolve_device_map(config, {"vision_model": 0, "language_model": 1})
+        check_device_map(config, {"vision_model": 0, "language_model": 1})
     with pytest.raises(ConfigError, match=r"language_model.model.layers.1"):
-        resolve_device_map(config, {name: 0 for name in card if name != f"{LAYERS}.1"})
+        check_device_map(config, {name: 0 for name in card if name != f"{LAYERS}.1"})
+    with pytest.raises(ConfigError, match=r"no place to language_model.model.layers.0, or not to all of it"):
+        check_device_map(config, {**{k: v for k, v in card.items() if k != f"{LAYERS}.0"}, f"{LAYERS}.0.mlp": 0})
+    with pytest.raises(ConfigError, match=r"'' on 'hello', which is no device"):
+        resolve_device_map(config, {"": "hello"})
+    with pytest.raises(ConfigError, match=r"'' on 'cuda:99', but \d+ GPUs are here"):
+        resolve_device_map(config, {"": "cuda:99"})
     with pytest.raises(ConfigError, match="use 'auto', 'card' or a map"):
         resolve_device_map(config, "balanced")
 

@@ -125,6 +125,22 @@ def test_a_window_forgets_and_is_read_anew(tmp_path: Path) -> None:
         assert chat.turns[-1].text == whole(loaded, chat)
 
 
+def test_a_window_wider_than_any_text_is_none(tmp_path: Path) -> None:
+    """Phi-3 names a window beyond its context: what was read can be kept all the same."""
+    loaded = load(make_tiny(tmp_path / "phi3", "phi3"), device="cpu")
+    loaded.model.config.llm_config.sliding_window = loaded.model.config.llm_config.max_position_embeddings
+    chat = Chat(loaded)
+    chat.ask("Tell me a long story about a cat and a dog.", **LENGTH)
+    with read_by(loaded) as lengths:
+        chat.ask("And then?", **LENGTH)
+    assert lengths[0] < len(loaded.encoder.encode_prompt(chat.turns[:-1], ())) / 2
+    assert chat.turns[-1].text == whole(loaded, chat)
+    chat.forget_read()
+    with read_by(loaded) as lengths:
+        chat.ask("And?", **LENGTH)
+    assert lengths[0] == len(loaded.encoder.encode_prompt(chat.turns[:-1], ()))
+
+
 def test_positions_that_move_with_the_length(tmp_path: Path) -> None:
     """InternLM2 stretches its positions beyond the length it was made for: what was read before is no good then."""
     assert _steady_length(config_of(release("InternVL2-8B")).llm_config) == 32768

@@ -17,7 +17,7 @@ from internvl_chat.model.catalogue import config_of, release
 from internvl_chat.tools.tiny import make_tiny
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
-KINDS = ("qwen2", "llama", "phi3", "internlm2")
+KINDS = ("qwen2", "qwen3", "llama", "phi3", "internlm2")
 
 
 def linears(model: torch.nn.Module) -> dict[str, str]:

@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast, StoppingCriteria
 
+from internvl_chat.errors import ConfigError
 from internvl_chat.infer.answer import decode
 from internvl_chat.infer.chat import Chat
 from internvl_chat.infer.load import Loaded
@@ -103,7 +104,7 @@ def test_an_error_in_the_thread_reaches_the_caller(qwen: Loaded, monkeypatch: py
 
 
 def test_a_wrong_argument_reaches_the_caller(qwen: Loaded) -> None:
-    with pytest.raises(ValueError, match="no_such_flag"):
+    with pytest.raises(ConfigError, match="no_such_flag"):
         list(Chat(qwen).ask("Tell me", stream=True, no_such_flag=1))
 
 
