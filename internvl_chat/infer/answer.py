@@ -40,6 +40,9 @@ class Prompts:
     features: Tensor
 
 
+_MEANT = {"image": "images", "picture": "images", "pictures": "images", "videos": "video", "system_message": "system"}
+
+
 def prompt_ids(loaded: Loaded, turns: Sequence[Turn], tiles: Sequence[int]) -> np.ndarray:
     """Ids (T,) of a conversation up to its next answer. Raises DataError for text that holds half a character."""
     for turn in turns:
@@ -73,6 +76,8 @@ def generation_options(generation: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in generation.items() if value is not None}
     if (config := given.pop("generation_config", None)) is not None:
         given = {**settings_of(config), **given}
+    if unlike := _MEANT.keys() & given.keys():
+        raise ConfigError(f"{min(unlike)!r} is no argument here; did you mean {_MEANT[min(unlike)]!r}?")
     if taken := [name for name in _RESERVED if given.get(name) not in (None, False)]:
         raise ConfigError(f"generation argument {taken[0]!r} cannot be set here: {_RESERVED[taken[0]]}")
     options = {"max_new_tokens": MAX_NEW_TOKENS, **given}

@@ -48,6 +48,8 @@ class AutoModel:
         load_in_4bit: bool = False,
         device_map: Any = None,
         use_flash_attn: bool | None = None,
+        conv_style: str | None = None,
+        system_message: str | None = None,
         **said: Any,
     ) -> ChatModel:
         """``load``, under the names of the cards; on the accelerator from the start, if there is one.
@@ -64,6 +66,8 @@ class AutoModel:
             load_in_4bit=load_in_4bit,
             device_map=device_map,
             attn_implementation="sdpa" if use_flash_attn is False else "auto",
+            conv_style=conv_style,
+            system_message=system_message,
         )
 
 
@@ -78,6 +82,8 @@ class AutoTokenizer:
 
 
 def _check_said(said: Mapping[str, Any]) -> None:
+    if said.get("quantization_config") is not None:
+        raise ConfigError("quantization_config: write load_in_8bit=True or load_in_4bit=True instead")
     for name in said:
         if name not in _ALWAYS_SO:
             raise ConfigError(f"from_pretrained has no argument {name!r} here{nearest(name, _ALWAYS_SO)}")
@@ -116,4 +122,7 @@ def split_model(model_name: str | Path, world_size: int | None = None) -> dict[s
         if str(model_name) in known
         else load_config(find_folder(model_name, weights=False))
     )
-    return plan_device_map(config, torch.cuda.device_count() if world_size is None else world_size, "card")
+    cards = torch.cuda.device_count() if world_size is None else world_size
+    if world_size is None and not cards:
+        raise ConfigError("split_model finds no GPU here; say for how many: world_size=N")
+    return plan_device_map(config, cards, "card")

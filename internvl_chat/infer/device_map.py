@@ -13,8 +13,11 @@ from typing import Any, Literal
 import torch
 
 from internvl_chat.errors import ConfigError, nearest
+from internvl_chat.log import get_logger
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.config import InternVLChatConfig
+
+logger = get_logger(__name__)
 
 Rule = Literal["auto", "card"]
 Place = int | str | torch.device
@@ -123,7 +126,8 @@ def resolve_device_map(config: InternVLChatConfig, wanted: Any) -> dict[str, Pla
     if wanted not in ("auto", "card"):
         raise ConfigError(f"device_map {wanted!r}: use 'auto', 'card' or a map of module names to cards")
     if not here:
-        raise ConfigError(f"device_map {wanted!r} needs GPUs, and there is none here; leave it out to use the CPU")
+        logger.info("device_map %r: there is no GPU here, the CPU is taken", wanted)
+        return {"": "cpu"}
     return dict(plan_device_map(config, here, wanted))
 
 

@@ -69,6 +69,8 @@ def load(
     if device is not None and device_map is not None:
         raise ConfigError("give device, or device_map, not both")
     folder, adapter = _find(path)
+    if base is not None and not adapter:
+        raise ConfigError(f"--base goes with an adapter folder; {path} is a whole model, leave it out")
     place = resolve_device(device)
     number_type = resolve_dtype(dtype, place)
     overrides = {"template": conv_style, "system_message": system_message}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ NUM_SEGMENTS = 8  # frames of a video, as the model cards take them
 # Tiles that go through the vision tower at once: enough to fill a GPU, few enough for a laptop.
 TILES_AT_ONCE = 32
 _Result = TypeVar("_Result")
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.I)
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,10 @@ def encode_pictures(model: InternVLChatModel, pixels: Tensor) -> Tensor:
 
 
 def _file_of(source: Path | str | Medium) -> Path | Medium:
+    if isinstance(source, str) and _ADDRESS.match(source):
+        raise DataError(f"{source[:200]!r} is an address, and none is opened here; download it and give the file")
+    if not isinstance(source, (str, Path, Medium)):
+        raise DataError(f"a picture is a path or a PIL.Image, not {type(source).__name__}; Image.fromarray makes one")
     return source if isinstance(source, Medium) else Path(source).expanduser()
 
 

@@ -20,16 +20,34 @@ from internvl_chat.infer.loaded import Loaded
 _BROKEN = "\ufffd"
 
 
-class TextPieces:
-    """Token ids in, text out as soon as it can no longer change. Work per token does not grow with the answer."""
+class Stripped:
+    """Text in pieces in, the pieces of ``text.strip()`` out."""
 
-    def __init__(self, loaded: Loaded) -> None:
-        self._loaded = loaded
-        # Ids since the last border but one: those before the last border are context, for decoders that look back.
-        self._window: list[int] = []
-        self._context = 0
+    def __init__(self) -> None:
         self._begun = False
         self._space = ""
+
+    def add(self, text: str) -> str:
+        """What is certain to stay. White space waits for what comes behind it."""
+        text = self._space + text if self._begun else text.lstrip()
+        shown = text.rstrip()
+        self._begun = self._begun or bool(shown)
+        self._space = text[len(shown) :]
+        return shown
+
+
+class RawPieces:
+    """Token ids in, text out as soon as it can no longer change. Work per token does not grow with the answer.
+
+    The pieces join to ``decode_raw`` of all ids, or with ``behind``, ids of the text that goes on, to what that grows
+    by: some tokenizers drop a space in front of the first word only.
+    """
+
+    def __init__(self, loaded: Loaded, behind: Sequence[int] = ()) -> None:
+        self._loaded = loaded
+        # Ids since the last border but one: those before the last border are context, for decoders that look back.
+        self._window = [number for number in behind if number not in loaded.hidden_ids]
+        self._context = len(self._window)
 
     def add(self, ids: Sequence[int]) -> str:
         """Text that these ids make certain, maybe none."""
@@ -43,19 +61,28 @@ class TextPieces:
         fresh = text[len(decode_raw(self._loaded, self._window[: self._context])) :]
         self._window = self._window[self._context :]
         self._context = len(self._window)
-        return self._hold_space(fresh)
+        return fresh
+
+    def finish(self) -> str:
+        """What was held back as an unfinished character."""
+        text = decode_raw(self._loaded, self._window)
+        return text[len(decode_raw(self._loaded, self._window[: self._context])) :]
+
+
+class TextPieces:
+    """As ``RawPieces``, but the pieces join to ``decode`` of all ids: no white space at the ends."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._raw = RawPieces(loaded)
+        self._stripped = Stripped()
+
+    def add(self, ids: Sequence[int]) -> str:
+        """Text that these ids make certain, maybe none."""
+        return self._stripped.add(self._raw.add(ids))
 
     def finish(self) -> str:
         """What was held back as an unfinished character; white space at the end is dropped."""
-        text = decode_raw(self._loaded, self._window)
-        return self._hold_space(text[len(decode_raw(self._loaded, self._window[: self._context])) :])
-
-    def _hold_space(self, text: str) -> str:
-        text = self._space + text if self._begun else text.lstrip()
-        shown = text.rstrip()
-        self._begun = self._begun or bool(shown)
-        self._space = text[len(shown) :]
-        return shown
+        return self._stripped.add(self._raw.finish())
 
 
 def stream_answer(

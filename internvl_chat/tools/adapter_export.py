@@ -101,7 +101,10 @@ def why_not(settings: dict[str, Any], names: Iterable[str], engine: str) -> list
     lora = [name for name in names if name.endswith(_PARTS)]
     full = sorted(set(names) - set(lora))
     if full:
-        reasons.append(f"it holds weights that trained in full ({shortened(full)})")
+        reasons.append(
+            f"it holds weights that trained in full ({shortened(full)}); a run with --freeze_mlp True and without "
+            "--unfreeze_lm_head makes an adapter that fits"
+        )
     vision = [name for name in lora if name.startswith(f"{_OURS}vision_model.")]
     if vision:
         reasons.append(

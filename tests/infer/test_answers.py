@@ -140,6 +140,7 @@ def test_sampling_follows_the_seed_and_temperature_zero_is_greedy(qwen: Loaded) 
         ({"temperature": 1.0, "top_p": 0}, "top_p 0 is not in"),
         ({"max_new_tokens": 0}, "leaves no room"),
         ({"num_return_sequences": 2}, "'num_return_sequences' cannot be set here: ask several times"),
+        ({"image": "a.png"}, "'image' is no argument here; did you mean 'images'"),
         ({"max_length": 5}, "'max_length' cannot be set here: use max_new_tokens"),
         ({"generation_config": GenerationConfig(return_dict_in_generate=True)}, "'return_dict_in_generate' cannot"),
         ({"temperature": "hot"}, "temperature 'hot' is not a number"),
@@ -221,5 +222,10 @@ def test_bad_pictures(qwen: Loaded, tmp_path: Path, pictures: list[Path]) -> Non
         assert "\n" not in str(caught.value)
         with pytest.raises(DataError, match=f"item 1: .*{message}"):
             batch_answer(qwen, [("What?", pictures[:1]), ("What?", [path])])
+    for address in ("https://example.org/a.jpg", "file:///a.jpg"):
+        with pytest.raises(DataError, match="is an address, and none is opened here; download it"):
+            Chat(qwen).ask("What?", [address])
+    with pytest.raises(DataError, match="a path or a PIL.Image, not ndarray"):
+        Chat(qwen).ask("What?", [np.zeros((8, 8, 3), np.uint8)])
     with pytest.raises(DataError, match="floats"):
         Chat(qwen).ask("What?", [Image.fromarray(np.zeros((8, 8), np.float32))])

@@ -267,6 +267,9 @@ def test_loading_takes_the_words_of_the_cards_and_no_others(tiny_folder) -> None
     assert AutoModel.from_pretrained(folder, torch_dtype=torch.bfloat16, use_flash_attn=False).dtype == torch.bfloat16
     with pytest.raises(ConfigError, match=r"no argument 'trust_remote_cod' here; did you mean 'trust_remote_code'"):
         AutoModel.from_pretrained(folder, trust_remote_cod=True)
+    with pytest.raises(ConfigError, match="write load_in_8bit=True or load_in_4bit=True instead"):
+        AutoModel.from_pretrained(folder, quantization_config=object())
+    assert AutoModel.from_pretrained(folder, system_message="Rhyme.").conv_template.system_message == "Rhyme."
     with pytest.raises(ConfigError, match="no argument 'revision'"):
         AutoTokenizer.from_pretrained(folder, revision="main")
 

@@ -184,9 +184,13 @@ def test_maps_of_the_cards_and_of_users(tiny_folder: Callable[[str], Path]) -> N
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="says what happens without a GPU")
-def test_without_gpus(tiny_folder: Callable[[str], Path]) -> None:
-    with pytest.raises(ConfigError, match=r"device_map 'auto' needs GPUs"):
-        load(tiny_folder("qwen2"), device_map="auto")
+def test_without_gpus(tiny_folder: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="internvl_chat"):
+        loaded = load(tiny_folder("qwen2"), device_map="auto")
+    assert "there is no GPU here, the CPU is taken" in caplog.text
+    assert (loaded.device.type, loaded.dtype) == ("cpu", torch.float32)
+    with pytest.raises(ConfigError, match="split_model finds no GPU here; say for how many"):
+        split_model("InternVL2-8B")
     with pytest.raises(ConfigError, match="not both"):
         load(tiny_folder("qwen2"), device_map="auto", device="cpu")
 

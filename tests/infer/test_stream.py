@@ -17,7 +17,7 @@ from internvl_chat.errors import ConfigError
 from internvl_chat.infer.answer import decode
 from internvl_chat.infer.chat import Chat
 from internvl_chat.infer.load import Loaded
-from internvl_chat.infer.stream import TextPieces
+from internvl_chat.infer.stream import RawPieces, TextPieces
 
 TEXT = "  \n Hello  world,\n\n你好 🙂 é <ref>dog</ref><box>[[1, 2]]</box> e\u0301 \ufffd ok.\n  "
 
@@ -54,6 +54,19 @@ def test_pieces_join_for_tokenizers_with_a_prefix_space() -> None:
     loaded = sentencepiece_like()
     ids = loaded.tokenizer("▁" + TEXT.replace(" ", "▁"), add_special_tokens=False)["input_ids"]
     assert "".join(pieces_of(loaded, ids)) == decode(loaded, ids) == TEXT.strip()
+
+
+def test_raw_pieces_go_on_behind_a_text() -> None:
+    """With the space that the tokenizer would drop in front of a text of its own."""
+    loaded = sentencepiece_like()
+    before, ids = (
+        loaded.tokenizer("▁" + text.replace(" ", "▁"), add_special_tokens=False)["input_ids"]
+        for text in ("Hello, 你", TEXT[1:])
+    )
+    pieces = RawPieces(loaded, before)
+    assert "".join([*map(pieces.add, [[number] for number in ids]), pieces.finish()]) == TEXT
+    alone = RawPieces(loaded)
+    assert "".join([*map(alone.add, [[number] for number in ids]), alone.finish()]) == TEXT[1:]
 
 
 def test_pieces_join_for_random_ids(loaded: Loaded) -> None:

@@ -22,6 +22,7 @@ from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.server import build_server
 from transformers.cli.serving.utils import BaseHandler, GenerationState
 
+from internvl_chat.errors import first_line
 from internvl_chat.infer.load import quantization_of
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.infer.serve.checks import Wishes, check_fields, read_wishes
@@ -58,6 +59,20 @@ class Settings:
     dtype: torch.dtype | str = torch.float32
     bits: int | None = None
     max_new_tokens: int = 1024
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a route writes answers: JSON of ``whole(text, finish, usage)``, or events by ``chunk(**fields)``.
+
+    Events: the fields ``first`` if any, texts as field ``piece``, the end; then ``account(usage)`` if it is asked for.
+    """
+
+    whole: Callable[[str, str, Any], dict[str, Any]]
+    chunk: Callable[..., str]
+    account: Callable[[Any], str]
+    first: dict[str, Any] | None
+    piece: str
 
 
 class OneModel(ModelManager):
@@ -142,30 +157,25 @@ class _Asking(BaseHandler):
         """What clients are told the model is called."""
         return self.manager.settings.names[0]
 
-    async def _respond(
-        self,
-        wishes: Wishes,
-        prepare: Callable[[], Prepared],
-        chunk: Callable[..., str],
-        whole: Callable[[str, str, Any], dict[str, Any]],
-        first: dict[str, Any] | None,
-        piece: str,
-    ) -> Any:
-        """JSON of ``whole(text, finish, usage)``, or events by ``chunk``: ``first``, texts as ``piece``, the end."""
+    async def _respond(self, wishes: Wishes, prepare: Callable[[], Prepared], form: _Form) -> Any:
+        """JSON, or events."""
         from fastapi.responses import JSONResponse, StreamingResponse
 
         answer, prepared = await self._start(prepare, wishes)
         if not wishes.stream:
             text = "".join([text async for text in _pieces(answer)])
-            return JSONResponse(whole(text, answer.finish, _usage(answer, prepared)))
+            return JSONResponse(form.whole(text, answer.finish, _usage(answer, prepared)))
 
         async def events() -> AsyncIterator[str]:
             try:
-                if first is not None:
-                    yield chunk(**first)
+                if form.first is not None:
+                    yield form.chunk(**form.first)
                 async for text in _pieces(answer):
-                    yield chunk(**{piece: text})
-                yield chunk(finish_reason=answer.finish, usage=_usage(answer, prepared))
+                    yield form.chunk(**{form.piece: text})
+                usage = _usage(answer, prepared)
+                yield form.chunk(finish_reason=answer.finish, usage=usage if wishes.usage is None else None)
+                if wishes.usage:
+                    yield form.account(usage)
                 yield "data: [DONE]\n\n"
             except ApiError as error:
                 yield f"data: {json.dumps(error.object())}\n\n"
@@ -219,15 +229,17 @@ class ChatHandler(_Asking, ChatCompletionHandler):
     async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
         """JSON, or events if the request says ``stream``. Raises ApiError."""
         wishes, messages = self._check(body), body.get("messages")
-        return await self._respond(
-            wishes,
-            lambda: prepare_chat(messages, self.manager.loaded, self.limits, wishes.max_tokens),
-            chunk=lambda **given: self._build_chunk_sse(request_id, model=self.name, **given),
+        form = _Form(
             whole=lambda text, finish, usage: self._build_completion(
                 request_id, text, self.name, finish_reason=finish, usage=usage
             ),
+            chunk=lambda **given: self._build_chunk_sse(request_id, model=self.name, **given),
+            account=lambda usage: _account(request_id, "chat.completion.chunk", self.name, usage),
             first={"role": "assistant", "content": ""},
             piece="content",
+        )
+        return await self._respond(
+            wishes, lambda: prepare_chat(messages, self.manager.loaded, self.limits, wishes.max_tokens), form
         )
 
 
@@ -251,13 +263,15 @@ class TextHandler(_Asking, CompletionHandler):
             return made.model_dump(exclude_none=True)
 
         wishes, prompt = self._check(body), body.get("prompt")
-        return await self._respond(
-            wishes,
-            lambda: prepare_text(prompt, self.manager.loaded, self.limits, wishes.max_tokens),
-            chunk=lambda **given: self._build_chunk_sse(request_id, self.name, **given),
+        form = _Form(
             whole=whole,
+            chunk=lambda **given: self._build_chunk_sse(request_id, self.name, **given),
+            account=lambda usage: _account(request_id, "text_completion", self.name, usage),
             first=None,
             piece="text",
+        )
+        return await self._respond(
+            wishes, lambda: prepare_text(prompt, self.manager.loaded, self.limits, wishes.max_tokens), form
         )
 
 
@@ -266,6 +280,12 @@ def _usage(answer: Growing, prepared: Prepared) -> Any:
 
     asked, made = len(prepared.ids), answer.tokens
     return CompletionUsage(prompt_tokens=asked, completion_tokens=made, total_tokens=asked + made)
+
+
+def _account(request_id: str, kind: str, model: str, usage: Any) -> str:
+    """The event of a stream that has the number of tokens, and no choice."""
+    fields = {"id": request_id, "object": kind, "created": int(time.time()), "model": model, "choices": []}
+    return f"data: {json.dumps({**fields, 'usage': usage.model_dump(exclude_none=True)})}\n\n"
 
 
 def build_app(manager: OneModel) -> Any:
@@ -281,6 +301,11 @@ def build_app(manager: OneModel) -> Any:
     return app
 
 
+def _no_json(reason: str | None) -> ApiError:
+    because = f" ({reason})" if reason else ""
+    return wrong(f"the body must be a JSON object in UTF-8{because}", code="invalid_json")
+
+
 def _tell_errors(app: Any) -> None:
     """All errors leave the app as OpenAI's error object."""
     from fastapi import Response
@@ -294,10 +319,14 @@ def _tell_errors(app: Any) -> None:
         return respond(error)
 
     async def library(_: Any, error: Any) -> Any:
+        if error.status_code == 400:  # of the library: only for a body that breaks the JSON reader
+            return respond(_no_json(first_line(error.__cause__ or error)))
         return respond(ApiError(error.status_code, str(error.detail)))
 
     async def body(_: Any, error: Any) -> Any:
-        return respond(wrong("the body must be a JSON object", code="invalid_json"))
+        found = error.errors()[0]
+        reason = found.get("ctx", {}).get("error")
+        return respond(_no_json(reason and f"{reason} at character {found['loc'][-1]}"))
 
     async def unknown(_: Any, error: Any) -> Any:
         return respond(ApiError(500, "the server has failed; its log says more"))

@@ -17,9 +17,13 @@ MAX_BIASES = 1024
 
 @dataclass(frozen=True)
 class Wishes:
-    """How an answer is to be made. ``max_tokens`` None: as long as the server answers; ``temperature`` 0: greedy."""
+    """How an answer is to be made. ``max_tokens`` None: as long as the server answers; ``temperature`` 0: greedy.
+
+    ``usage`` of a stream: True = in a piece of its own, False = nowhere, None = in the last piece, as the library.
+    """
 
     stream: bool
+    usage: bool | None
     max_tokens: int | None
     temperature: float
     top_p: float | None
@@ -74,14 +78,13 @@ def read_wishes(body: Mapping[str, Any], vocabulary: int) -> Wishes:
     stream = body.get("stream", False)
     if not isinstance(stream, bool):
         raise wrong("stream: true or false", "stream")
-    if not isinstance(body.get("stream_options", {}), dict):
-        raise wrong("stream_options: an object", "stream_options")
     top_p = _number(body, "top_p", 0.0, 1.0)
     if top_p == 0:
         raise wrong("top_p: above 0, it is the share of probability to sample from", "top_p")
     temperature = _number(body, "temperature", 0.0, 2.0) or 0.0
     return Wishes(
         stream=stream,
+        usage=_usage_wish(body.get("stream_options", {}), stream),
         max_tokens=longest if completion is None else completion,
         temperature=temperature if temperature >= COLDEST else 0.0,
         top_p=top_p,
@@ -91,6 +94,22 @@ def read_wishes(body: Mapping[str, Any], vocabulary: int) -> Wishes:
         seed=_integer(body, "seed", -(2**63), 2**63 - 1),
         logit_bias=_biases(body.get("logit_bias", {}), vocabulary),
     )
+
+
+def _usage_wish(options: Any, stream: bool) -> bool | None:
+    if not isinstance(options, dict):
+        raise wrong('stream_options: an object, {"include_usage": true}', "stream_options")
+    if unknown := sorted(options.keys() - {"include_usage", "include_obfuscation"}):
+        raise ApiError(422, f"unknown field: stream_options.{unknown[0][:100]}", "stream_options", "unknown_field")
+    for name, value in options.items():
+        if not isinstance(value, (bool, type(None))):
+            raise wrong(f"stream_options.{name}: true or false", f"stream_options.{name}")
+    if options.get("include_obfuscation"):
+        message = "stream_options.include_obfuscation: this server has no such function; leave it out"
+        raise wrong(message, "stream_options.include_obfuscation", "unsupported_value")
+    if options and not stream:
+        raise wrong('stream_options: only together with "stream": true; leave it out', "stream_options")
+    return options.get("include_usage")
 
 
 def _integer(body: Mapping[str, Any], name: str, low: int, high: int) -> int | None:

@@ -70,7 +70,7 @@ def _serve(args: argparse.Namespace, place: socket.socket) -> None:
     from internvl_chat.infer.serve.export import describe, served_folder
     from internvl_chat.infer.serve.gate import Gate
 
-    key = args.api_key if args.api_key is not None else os.environ.get(KEY) or None
+    key = _key(args.api_key)
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     if key is None and not _is_loopback(args.host):
@@ -125,8 +125,7 @@ def _check(args: argparse.Namespace) -> None:
     """All that can be wrong with the flags alone. Raises ConfigError."""
     if not 0 <= args.port < 2**16:
         raise ConfigError(f"--port {args.port}: a port is between 1 and 65535 (0 = any free one)")
-    if args.api_key is not None and not args.api_key.strip():
-        raise ConfigError(f"--api_key is empty; give one, or leave it out (then ${KEY} counts)")
+    _key(args.api_key)
     if args.name is not None and not args.name.strip():
         raise ConfigError("--name is empty")
     if args.device_map == "card":
@@ -140,6 +139,20 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name} {getattr(args, name)}: at least {least}")
     if not 2**-10 <= args.max_body_mb <= 2**12:
         raise ConfigError(f"--max_body_mb {args.max_body_mb:g}: between 0.001 and 4096")
+
+
+def _key(given: str | None) -> str | None:
+    """The key of the flag, else of the environment, else None: none is asked for. Raises ConfigError."""
+    source, key = (f"${KEY}", os.environ.get(KEY)) if given is None else ("--api_key", given)
+    if key is None:
+        return None
+    key = key.strip()  # the line end of a file, say: no client can send it
+    if not key:
+        other = f"leave it out (then ${KEY} counts)" if given is not None else "unset it to ask for none"
+        raise ConfigError(f"{source} is empty; give a key, or {other}")
+    if not key.isprintable():
+        raise ConfigError(f"{source} has characters that no header can hold; choose a key of one line of letters")
+    return key
 
 
 def _listen_at(host: str, port: int) -> socket.socket:

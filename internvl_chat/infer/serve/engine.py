@@ -20,7 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 from internvl_chat.errors import first_line
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.infer.serve.prompts import Prepared
-from internvl_chat.infer.stream import TextPieces
+from internvl_chat.infer.stream import RawPieces, Stripped
 from internvl_chat.log import get_logger
 from internvl_chat.model.chat import normalize_tiles
 
@@ -69,7 +69,9 @@ class Growing(BaseStreamer):
     ``tokens``: how many were made, the stop marker included. ``finish``: "length" until it is known to be "stop".
     """
 
-    def __init__(self, loaded: Loaded, stops: tuple[str, ...], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, loaded: Loaded, prepared: Prepared, stops: tuple[str, ...], loop: asyncio.AbstractEventLoop
+    ) -> None:
         self.queue: asyncio.Queue[str | Failure | None] = asyncio.Queue()
         self.tokens = 0
         self.finish: Literal["stop", "length"] = "length"
@@ -77,8 +79,10 @@ class Growing(BaseStreamer):
         self.watch: asyncio.Task[Any] | None = None
         self._loop = loop
         self._ends = frozenset(loaded.stop_ids)
-        self._pieces = TextPieces(loaded)
+        # Stop texts may be white space: they are looked for before any is dropped.
+        self._pieces = RawPieces(loaded, prepared.ids.tolist() if prepared.goes_on else ())
         self._stops = Stops(stops)
+        self._stripped = None if prepared.goes_on else Stripped()
         self._prompt_seen = False
 
     def put(self, value: Tensor) -> None:
@@ -123,6 +127,8 @@ class Growing(BaseStreamer):
             self._loop.call_soon_threadsafe(self.queue.put_nowait, item)
 
     def _tell(self, text: str) -> None:
+        if self._stripped is not None:
+            text = self._stripped.add(text)
         if text:
             self.hand_over(text)
 
@@ -147,7 +153,7 @@ class Engine:
         self, model: Any, prepared: Prepared, config: GenerationConfig, stops: tuple[str, ...], seed: int | None
     ) -> Growing:
         """An answer that grows as soon as those before it are done. Called from the event loop."""
-        answer = Growing(self._loaded, stops, asyncio.get_running_loop())
+        answer = Growing(self._loaded, prepared, stops, asyncio.get_running_loop())
         self._open.add(answer)
         self._thread.submit(self._run, model, prepared, config, seed, answer)
         return answer

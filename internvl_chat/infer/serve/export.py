@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import GenerationConfig
 
 from internvl_chat import __version__
@@ -35,6 +38,8 @@ FORMAT = 1
 # Files of a model folder that are read whole for the key; of the others size and time tell.
 _READ = (".json", ".jinja", ".model", ".txt")
 _LARGEST_READ = 64 * 2**20
+# Unfinished exports are called so; one that nothing was written to for so long (seconds) is of a killed process.
+_PART, _STALE_S = ".part-", 24 * 3600
 
 
 def exports_folder() -> Path:
@@ -90,13 +95,14 @@ def _export(folder: Path, origin: Origin, conv_style: str | None, target: Path, 
     needed = sum((origin.base / name).stat().st_size for name in weight_files(origin.base))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
         free = shutil.disk_usage(target.parent).free
         if free < 1.05 * needed:
             raise ConfigError(
                 f"{target.parent}: {_megabytes(free)} are free, an export needs {_megabytes(needed)}; set "
                 "INTERNVL_CACHE to a folder with more room"
             )
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        part = Path(tempfile.mkdtemp(prefix=f"{_PART}{target.name}-", dir=target.parent))
     except OSError as error:
         raise ConfigError(
             f"{target.parent} cannot be written ({first_line(error)}); set INTERNVL_CACHE to a folder that can"
@@ -118,6 +124,16 @@ def _export(folder: Path, origin: Origin, conv_style: str | None, target: Path, 
         shutil.rmtree(part, ignore_errors=True)
 
 
+def _sweep(parent: Path) -> None:
+    """Remove what killed exports have left."""
+    for part in parent.glob(f"{_PART}*"):
+        with contextlib.suppress(OSError):  # another server has swept it meanwhile
+            newest = max(path.stat().st_mtime for path in (part, *part.iterdir()))
+            if time.time() - newest > _STALE_S:
+                logger.info("removing an unfinished export: %s", part)
+                shutil.rmtree(part, ignore_errors=True)
+
+
 def _read(folder: Path, origin: Origin, conv_style: str | None, adapter: bool) -> tuple[InternVLChatModel, Any]:
     given = {} if conv_style is None else {"template": conv_style}
     if adapter:
@@ -129,7 +145,7 @@ def _read(folder: Path, origin: Origin, conv_style: str | None, adapter: bool) -
 
 def _key(folders: list[Path], conv_style: str | None) -> str:
     """Hash of all that an export depends on."""
-    found = hashlib.sha256(json.dumps([FORMAT, __version__, conv_style]).encode())
+    found = hashlib.sha256(json.dumps([FORMAT, __version__, transformers.__version__, conv_style]).encode())
     for folder in folders:
         found.update(f"\0{folder.resolve()}".encode())
         for file in sorted(folder.iterdir()):

@@ -24,8 +24,12 @@ GONE: ContextVar[asyncio.Event] = ContextVar("GONE")
 # A client that sends nothing for so long is given up. One that is refused is read on for so long (and up to the size of
 # a request), unkept, because many clients look for the answer only when they have sent everything.
 SILENCE_S, LINGER_S = 30.0, 1.0
+# A body has so long in all, and a second more for each so many bytes that have come.
+BODY_S, SLOWEST = 30.0, 64 * 2**10
 # Bodies that are in memory at once may have this many times the limit of one.
 BODIES_AT_ONCE = 16
+# Requests that are being sent at once. They hold no place in the line, so that slow clients do not fill it.
+UPLOADS_AT_ONCE = 512
 
 
 class Gate:
@@ -39,12 +43,13 @@ class Gate:
         max_body: int = 32 * 2**20,
         max_waiting: int = 128,
     ) -> None:
-        """``methods`` of each path that is answered; ``max_body`` in bytes; ``max_waiting`` POST requests."""
+        """``methods`` of each path that is answered; ``max_body`` in bytes; ``max_waiting`` requests that are read."""
         self._app = app
         self._methods = methods
         self._key = None if api_key is None else api_key.encode()
         self._max_body = max_body
         self._max_waiting = max_waiting
+        self._uploads = 0
         self._at_work = 0
         self._held = 0
 
@@ -60,14 +65,10 @@ class Gate:
         except ApiError as error:
             await self._refuse(error, scope, receive, send)
             return
-        if scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
-        self._at_work += 1
-        try:
+        if scope["method"] == "POST":
             await self._post(scope, receive, send)
-        finally:
-            self._at_work -= 1
+        else:
+            await self._app(scope, receive, send)
 
     def _admit(self, scope: Any) -> None:
         """Raise ApiError unless the request may be read."""
@@ -91,10 +92,13 @@ class Gate:
         length = _header(scope, b"content-length")
         if length.isdigit() and int(length[:20]) > self._max_body:
             raise self._too_large()
-        # One is at work; the others wait.
-        if self._at_work > self._max_waiting or self._held > BODIES_AT_ONCE * self._max_body:
-            message = f"{self._at_work} requests are waiting already; ask again later"
-            raise ApiError(429, message, code="queue_full", headers={"Retry-After": "5"})
+        self._check_line()
+        if self._uploads >= UPLOADS_AT_ONCE:
+            raise _full(f"{self._uploads} requests are being sent already")
+
+    def _check_line(self) -> None:
+        if self._at_work > self._max_waiting:  # one is at work; the others wait
+            raise _full(f"{self._at_work} requests are waiting already")
 
     def _has_key(self, scope: Any) -> bool:
         kind, _, given = _header(scope, b"authorization").partition(b" ")
@@ -105,18 +109,23 @@ class Gate:
         return ApiError(413, f"the request is larger than {limit}; send smaller pictures", code="request_too_large")
 
     async def _post(self, scope: Any, receive: Receive, send: Send) -> None:
+        self._uploads += 1
         try:
             body = await self._read(receive)
         except ApiError as error:
             await self._refuse(error, scope, receive, send)
             return
+        finally:
+            self._uploads -= 1
         gone = asyncio.Event()
         GONE.set(gone)
+        self._at_work += 1
         watch = asyncio.create_task(_watch(receive, gone))
         try:
             await self._answer(scope, _replay(body, gone), send)
         finally:
             watch.cancel()
+            self._at_work -= 1
             self._held -= len(body)
 
     async def _answer(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -136,24 +145,31 @@ class Gate:
             logger.exception("a request failed by our fault")
 
     async def _read(self, receive: Receive) -> bytes:
-        """The body, which counts as held. Raises ApiError (too large, too slow, broken off)."""
+        """The body, which counts as held. Raises ApiError (too large, too slow, broken off, no room, line full)."""
         body = bytearray()
+        clock = asyncio.get_running_loop().time
+        began = clock()
         try:
             while True:
-                message = await asyncio.wait_for(receive(), SILENCE_S)
+                left = began + BODY_S + len(body) / SLOWEST - clock()
+                message = await asyncio.wait_for(receive(), max(0.0, min(SILENCE_S, left)))
                 if message["type"] == "http.disconnect":
                     raise wrong("the request broke off")
                 piece = message.get("body", b"")
                 if len(body) + len(piece) > self._max_body:
                     raise self._too_large()
+                if self._held + len(piece) > BODIES_AT_ONCE * self._max_body:
+                    raise _full("there is no memory left for requests that wait")
                 body += piece
                 self._held += len(piece)
                 if not message.get("more_body", False):
+                    self._check_line()
                     return bytes(body)
         except BaseException as error:
             self._held -= len(body)
             if isinstance(error, asyncio.TimeoutError):
-                raise ApiError(408, f"nothing came for {SILENCE_S:g} s", code="timeout") from error
+                slow = f"the request came too slowly: {len(body)} bytes in {clock() - began:.1f} s"
+                raise ApiError(408, slow, code="timeout") from error
             raise
 
     async def _refuse(self, error: ApiError, scope: Any, receive: Receive, send: Send) -> None:
@@ -171,6 +187,10 @@ class Gate:
             if not _header(scope, b"expect"):
                 await _drain(receive, self._max_body)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _full(why: str) -> ApiError:
+    return ApiError(429, f"{why}; ask again later", code="queue_full", headers={"Retry-After": "5"})
 
 
 async def _drain(receive: Receive, limit: int) -> None:

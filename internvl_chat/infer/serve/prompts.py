@@ -32,11 +32,15 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """``ids`` int64 (T,) of a prompt, ``pixels`` uint8 (N, 3, S, S) of its pictures, ``room``: tokens left."""
+    """``ids`` int64 (T,) of a prompt, ``pixels`` uint8 (N, 3, S, S) of its pictures, ``room``: tokens left.
+
+    ``goes_on``: the answer is the rest of a text, whose white space belongs to it.
+    """
 
     ids: np.ndarray
     pixels: Tensor
     room: int
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,8 @@ def prepare_text(prompt: Any, loaded: Loaded, limits: Limits, wanted: int | None
     limits.check_text(prompt, "prompt")
     ids = np.array(loaded.tokenizer(prompt)["input_ids"], np.int64)
     size = loaded.tiles.size
-    return Prepared(ids, torch.zeros((0, 3, size, size), dtype=torch.uint8), limits.room(len(ids), 0, wanted))
+    none = torch.zeros((0, 3, size, size), dtype=torch.uint8)
+    return Prepared(ids, none, limits.room(len(ids), 0, wanted), goes_on=True)
 
 
 def _prepare(question: Question, places: Sequence[str], loaded: Loaded, limits: Limits, wanted: int | None) -> Prepared:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,10 @@ from typing import Any
 
 import httpx
 
-from internvl_chat.infer.serve.app import OneModel
+from internvl_chat.infer.serve.app import METHODS, OneModel
+from internvl_chat.infer.serve.gate import Gate
+
+HELLO = [{"role": "user", "content": "Hello!"}]
 
 
 def data_url(path: Path) -> str:
@@ -79,3 +83,32 @@ def running(app: Any) -> Iterator[str]:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def guarded(server: Served, **options: Any) -> Iterator[Served]:
+    """The same app behind another gate."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":  # it would take the model down with it
+            while (message := await receive())["type"] != "lifespan.shutdown":
+                await send({"type": f"{message['type']}.complete"})
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        await server.app(scope, receive, send)
+
+    with running(Gate(app, METHODS, **options)) as base:
+        yield Served(base, server.app, server.manager)
+
+
+def connection(server: Served) -> socket.socket:
+    """A connection that nothing was sent through."""
+    host, port = server.base.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error object, which has all its fields."""
+    error: dict[str, Any] = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return error

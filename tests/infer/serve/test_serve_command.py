@@ -121,6 +121,21 @@ def test_wrong_flags_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixt
         assert said in capsys.readouterr().err
 
 
+def test_a_key_is_one_that_clients_can_send(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line end of a file is no part of it; one that nobody could send is told, not taken for "no key"."""
+    monkeypatch.delenv(command.KEY, raising=False)
+    assert command._key(None) is None
+    assert command._key(" abc\n") == "abc"
+    monkeypatch.setenv(command.KEY, "abc\n")
+    assert (command._key(None), command._key("other")) == ("abc", "other")
+    for key in ("", " \n", "abc\ndef"):
+        monkeypatch.setenv(command.KEY, key)
+        assert served(str(tmp_path / "nothing"), "--port", "0") == 2
+        assert f"${command.KEY}" in capsys.readouterr().err
+
+
 def test_a_port_in_use_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,10 +53,12 @@ def test_exported_once_and_anew_when_it_changes(copy: Path, monkeypatch: pytest.
     (copy / "config.json").write_text(json.dumps({**config, "max_dynamic_patch": 2}))
     third = served_folder(copy)
     fourth = served_folder(copy, conv_style="Hermes-2")
-    assert len({first, second, third, fourth}) == len(made) == 4
+    monkeypatch.setattr("transformers.__version__", "99.0")
+    fifth = served_folder(copy)
+    assert len({first, second, third, fourth, fifth}) == len(made) == 5
     assert describe(third).tiles.max_tiles == 2
     assert describe(fourth).encoder.template.name == "Hermes-2"
-    assert sorted(exports_folder().iterdir()) == sorted([first, second, third, fourth]), "no unfinished folders"
+    assert sorted(exports_folder().iterdir()) == sorted([first, second, third, fourth, fifth]), "no unfinished folders"
 
 
 def test_an_export_is_the_same_model(copy: Path, pictures: list[Path]) -> None:
@@ -88,6 +91,23 @@ def test_an_export_that_breaks_leaves_nothing(copy: Path, monkeypatch: pytest.Mo
             served_folder(copy)
     assert [*exports_folder().iterdir()] == []
     assert served_folder(copy).is_dir()
+
+
+def test_what_a_killed_export_has_left_is_removed(copy: Path) -> None:
+    """Not one that may be going on, nor a folder that is not ours."""
+    day = 24 * 3600
+    ages = {".part-killed": day + 60, ".part-new": day - 60, ".part-going-on": day + 60, ".mine": 9 * day}
+    for name, age in ages.items():
+        folder = exports_folder() / name
+        folder.mkdir(parents=True)
+        (folder / "weights").touch()
+        then = time.time() - age
+        if name != ".part-going-on":
+            os.utime(folder / "weights", (then, then))
+        os.utime(folder, (then, then))
+    found = served_folder(copy)
+    left = {path.name for path in exports_folder().iterdir()}
+    assert left == {".part-new", ".part-going-on", ".mine", found.name}
 
 
 def test_hf_native_folders_are_served_as_they_are(copy: Path) -> None:
