@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 # Flags that ``load`` knows under the same names.
@@ -20,6 +21,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--load_in_8bit", action="store_true", help="weights in 8 bits, through bitsandbytes")
     add("--load_in_4bit", action="store_true", help="weights in 4 bits, through bitsandbytes")
     add("--image_backend", choices=("torch", "pillow"), default="torch", help="who resizes pictures (default: torch)")
+
+
+def model_name(path: str | Path) -> str:
+    """What a model is called where its folder is all that is known: the folder's name; of an adapter, its run's."""
+    folder = Path(path).expanduser().absolute()
+    return folder.parent.name if folder.name == "adapter" else folder.name
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from internvl_chat.errors import ConfigError
 from internvl_chat.model.build import check_folder, load_config
 from internvl_chat.model.draft import layers_left
 from internvl_chat.model.parts import cut_tower
-from internvl_chat.tools.engines import layout_for
+from internvl_chat.tools.engines import facts_of, layout_for
 
 
 def layout_from_config(source: Path, engine: str) -> str:
@@ -24,6 +25,15 @@ def layout_from_config(source: Path, engine: str) -> str:
     vision.image_size = config.force_image_size = config.image_size
     config.select_layer = -1
     return layout_for(engine, config, code=any(source.glob("*.py")))
+
+
+def check_code(source: Path, engine: str) -> None:
+    """Raise ConfigError if ``engine`` runs the release's code for the original layout, and the folder has none."""
+    if facts_of(engine)["layouts"]["original"].get("remote_code") and not any(source.glob("*.py")):
+        raise ConfigError(
+            f"--format original --for {engine}: it runs the release's own code, and {source} has no *.py files; start "
+            "from a folder that has them, or leave --format out"
+        )
 
 
 def fit_tower(model: Any) -> None:

@@ -62,8 +62,10 @@ def _export_model(source: Path, out: Path, engine: str | None, layout: Any, dtyp
     from internvl_chat.folder import write_folder
     from internvl_chat.model.build import load_model
     from internvl_chat.model.tokenizer import load_tokenizer
-    from internvl_chat.tools.engine_fit import fit_tower, layout_from_config
+    from internvl_chat.tools.engine_fit import check_code, fit_tower, layout_from_config
 
+    if engine is not None and layout == "original":
+        check_code(source, engine)
     layout = layout or (layout_from_config(source, engine) if engine else "hf")
     model, tokenizer = load_model(source, dtype), load_tokenizer(source)
     expected = logits_of(model)

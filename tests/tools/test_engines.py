@@ -138,7 +138,8 @@ def test_the_original_layout_needs_the_code_of_the_release(models, tmp_path, cap
     source = shutil.copytree(models["qwen2"], tmp_path / "source")
     arguments = ["export", str(source), "--format", "original", "--for", "vllm"]
     assert main([*arguments[:2], str(tmp_path / "a"), *arguments[2:]]) != 0
-    assert "configuration_internvl_chat.py" in capsys.readouterr().err
+    assert "has no *.py files; start from a folder that has them" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
     (source / "configuration_internvl_chat.py").write_text("# the release's\n")
     code = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
     change(source / "config.json", "auto_map", code)

@@ -205,6 +205,8 @@ class _Asking(BaseHandler):
         config.update(
             do_sample=wishes.temperature > 0, temperature=wishes.temperature or 1.0, top_p=wishes.top_p or 1.0
         )
+        if wishes.top_k is not None:
+            config.top_k = wishes.top_k
         if wishes.penalty != 1.0:
             config.repetition_penalty = wishes.penalty
         if wishes.logit_bias:

@@ -27,6 +27,7 @@ class Wishes:
     max_tokens: int | None
     temperature: float
     top_p: float | None
+    top_k: int | None
     penalty: float
     stop: tuple[str, ...]
     seed: int | None
@@ -60,12 +61,17 @@ _REFUSED: dict[str, Callable[[Any], bool]] = {
 }
 
 
+# Not of OpenAI's protocol, but what clients of vLLM and others send in their ``extra_body``.
+EXTRA = ("top_k", "repetition_penalty")
+
+
 def check_fields(body: dict[str, Any], legal: Collection[str]) -> None:
     """Drop what is null, refuse what is unknown (422) or cannot be done (400)."""
     for name in [name for name, value in body.items() if value is None]:
         del body[name]
-    if unknown := sorted(body.keys() - set(legal)):
-        raise ApiError(422, f"unknown fields: {', '.join(map(repr, unknown[:5]))}", unknown[0][:100], "unknown_field")
+    if unknown := sorted(body.keys() - {*legal, *EXTRA}):
+        message = f"unknown fields: {', '.join(map(repr, unknown[:5]))}; leave them out"
+        raise ApiError(422, message, unknown[0][:100], "unknown_field")
     for name, harmless in _REFUSED.items():
         if name in body and not harmless(body[name]):
             raise wrong(f"{name}: this server has no such function; leave it out", name, "unsupported_value")
@@ -88,8 +94,10 @@ def read_wishes(body: Mapping[str, Any], vocabulary: int) -> Wishes:
         max_tokens=longest if completion is None else completion,
         temperature=temperature if temperature >= COLDEST else 0.0,
         top_p=top_p,
+        top_k=_integer(body, "top_k", 1, vocabulary),
         # As the library reads it: a factor on tokens that were written already.
-        penalty=1.0 + (_number(body, "frequency_penalty", 0.0, 2.0) or 0.0),
+        penalty=_number(body, "repetition_penalty", 0.1, 10.0)
+        or 1.0 + (_number(body, "frequency_penalty", 0.0, 2.0) or 0.0),
         stop=_stops(body.get("stop", [])),
         seed=_integer(body, "seed", -(2**63), 2**63 - 1),
         logit_bias=_biases(body.get("logit_bias", {}), vocabulary),

@@ -8,12 +8,11 @@ import ipaddress
 import os
 import signal
 import socket
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from internvl_chat.errors import ConfigError
-from internvl_chat.infer.flags import add_model_flags
+from internvl_chat.infer.flags import add_model_flags, model_name
 from internvl_chat.log import get_logger, setup_logging
 
 logger = get_logger(__name__)
@@ -76,7 +75,7 @@ def _serve(args: argparse.Namespace, place: socket.socket) -> None:
     if key is None and not _is_loopback(args.host):
         logger.warning("everyone who reaches %s may ask: no key is set (--api_key, or $%s)", args.host, KEY)
     folder = served_folder(args.checkpoint, args.conv_style, args.base)
-    name = args.name or Path(args.checkpoint).expanduser().resolve().name
+    name = args.name or model_name(args.checkpoint)
     settings = Settings(
         folder=folder,
         names=tuple(dict.fromkeys([name, str(args.checkpoint)])),

@@ -20,6 +20,7 @@ from internvl_chat.config.cache import cache_folder
 from internvl_chat.data.tiles import ImageBackend
 from internvl_chat.errors import CheckpointError, ConfigError, first_line
 from internvl_chat.folder import write_folder
+from internvl_chat.infer.flags import model_name
 from internvl_chat.infer.load import assemble
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.log import get_logger
@@ -64,7 +65,7 @@ def served_folder(path: str | Path, conv_style: str | None = None, base: str | P
         return folder
     to_hf_config(config)
     sources = [folder, origin.base] if adapter else [folder]
-    target = exports_folder() / f"{folder.resolve().name}-{_key(sources, conv_style)}"
+    target = exports_folder() / f"{model_name(folder)}-{_key(sources, conv_style)}"
     if target.is_dir():
         logger.info("using the HF-native export of before: %s (%s)", target, _megabytes(_size(target)))
         return target

@@ -136,6 +136,8 @@ def test_penalty_is_on_new_tokens_only(server: Served, qwen: Loaded) -> None:
     expected = Chat(qwen).ask("Hello!", repetition_penalty=3.0, max_new_tokens=80)
     found = server.text("Hello!", frequency_penalty=2.0, max_tokens=80)
     assert found == expected != server.text("Hello!", max_tokens=80)
+    assert server.text("Hello!", repetition_penalty=3.0, max_tokens=80) == expected
+    assert server.text("Hello!", temperature=2.0, top_k=1) == server.text("Hello!")
 
 
 def test_plain_completions(server: Served, qwen: Loaded) -> None:
