@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from internvl_chat.errors import ConfigError
+from internvl_chat.errors import ConfigError, first_line
 from internvl_chat.log import get_logger
 
 logger = get_logger(__name__)
@@ -69,7 +69,7 @@ class AnswersFile(Generic[Key]):
         ``items``: key (number or text) -> digest of what its answer depends on, but for ``settings`` (JSON), which are
         those of all. ``run``: the same in all processes of a run, another one in the next (``launch.name_of_run``);
         None: there is one process. ``overwrite``: forget what is there. Raises ConfigError where OUTPUT is of other
-        items or settings, or is being written by somebody else.
+        items or settings, is being written by somebody else, or cannot be written.
         """
         self.path, self.items = path, dict(items)
         self._parts = path.with_name(f"{path.name}.parts")
@@ -77,11 +77,12 @@ class AnswersFile(Generic[Key]):
         self._key_name, self._run = key_name, uuid.uuid4().hex if run is None else run
         self._own = self._parts / f"{rank}.jsonl"
         self._fd: int | None = None
-        if path.is_dir():
-            raise ConfigError(f"{path} is a folder; give the name of a file")
-        path.parent.mkdir(parents=True, exist_ok=True)
         share = list(self.items)[rank::world_size]
-        with self._alone():
+        with self._told():
+            if path.is_dir():
+                raise ConfigError(f"{path} is a folder; give the name of a file")
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with self._told(), self._alone():
             self._check_head(json.loads(json.dumps(dict(settings))), overwrite)
             self.todo = self._unanswered(share)
             if self.todo:
@@ -98,13 +99,17 @@ class AnswersFile(Generic[Key]):
         self.close()
 
     def add(self, key: Key, record: Mapping[str, Any]) -> None:
-        """Write the line of an item, whole, at once. A record with "error" says why it has no answer."""
+        """Write the line of an item, whole, at once. A record with "error" says why it has no answer.
+
+        Raises ConfigError if that is not possible (no room on the disk).
+        """
         if self._fd is None:
             raise ValueError(f"{self._own} is closed: all of its items have answers, or finish() was called")
         mark = {"run": self._run} if "error" in record else {}
         line = _to_line({self._key_name: key, **record, **mark, "digest": self.items[key]})
-        while line:  # more than once only where the disk is all but full
-            line = line[os.write(self._fd, line) :]
+        with self._told():
+            while line:  # more than once only where the disk is all but full
+                line = line[os.write(self._fd, line) :]
 
     def close(self) -> None:
         """Let go of this process's part."""
@@ -113,9 +118,9 @@ class AnswersFile(Generic[Key]):
             self._fd = None
 
     def finish(self) -> Outcome:
-        """End this process's share; if it was the last one, put OUTPUT together."""
+        """End this process's share; if it was the last one, put OUTPUT together. Raises ConfigError as ``add`` does."""
         self.close()  # before the lock is taken, so that whoever has it last finds all parts complete
-        with self._alone():
+        with self._told(), self._alone():
             found = self._scan()
             there = sum(key in found and not self._is_stale(found[key]) for key in self.items)
             last = there == len(self.items)
@@ -131,6 +136,17 @@ class AnswersFile(Generic[Key]):
     # -- what is there ------------------------------------------------------------------------------------------------
 
     @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the disk refuses, as the user's error."""
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(
+                f"--output {self.path} cannot be written ({first_line(error)}); make room or see to the folder, and "
+                "run the same command again, or give another --output"
+            ) from error
+
+    @contextmanager
     def _alone(self) -> Iterator[None]:
         """One process at a time looks at the settings, or puts OUTPUT together."""
         with self._head.open("a") as file:
@@ -139,19 +155,20 @@ class AnswersFile(Generic[Key]):
             yield
 
     def _check_head(self, settings: dict[str, Any], overwrite: bool) -> None:
-        text = self._head.read_text(encoding="utf-8")
+        text = self._head.read_text(encoding="utf-8", errors="replace")
         head = _parse(text.encode()) or {}
         if overwrite and head.get("run") != self._run:
             for part in self._parts.glob("*.jsonl"):
                 os.close(self._lock_part(part))
             shutil.rmtree(self._parts, ignore_errors=True)
             self.path.unlink(missing_ok=True)
-        elif "settings" in head:
+        elif isinstance(head.get("settings"), dict):
             self._compare(head["settings"], settings)
             return
         elif self.path.exists() or self._parts.is_dir():
-            if not text:
-                self._head.unlink()
+            if text:
+                raise ConfigError(f"{self._head} is damaged, which says how {self.path.name} was made; {_MEND}")
+            self._head.unlink()
             raise ConfigError(f"{self.path} is there, but not {self._head.name}, which says how it was made; {_MEND}")
         self._head.write_text(json.dumps({"run": self._run, "settings": settings}, indent=2) + "\n", encoding="utf-8")
 
@@ -197,8 +214,8 @@ class AnswersFile(Generic[Key]):
                         self._tell_unreadable(file, number)
                 else:
                     key = record[self._key_name]
-                    self._check_item(file, key, record.get("digest"))
-                    yield _Place(file, start, len(line), "error" in record, record.get("run")), key
+                    if self._is_of_item(file, record):
+                        yield _Place(file, start, len(line), "error" in record, record.get("run")), key
                 start += len(line)
 
     def _tell_unreadable(self, file: Path, number: int) -> None:
@@ -206,12 +223,18 @@ class AnswersFile(Generic[Key]):
             raise ConfigError(f"{file}, line {number} is not one that was written here; {_MEND}")
         logger.warning("%s, line %d is damaged; its item is asked again", file, number)
 
-    def _check_item(self, file: Path, key: Any, digest: Any) -> None:
+    def _is_of_item(self, file: Path, record: Mapping[str, Any]) -> bool:
+        """Whether a line is of an item as it is now; raises ConfigError for an answer that is not."""
+        key = record[self._key_name]
         if not isinstance(key, (int, str)) or key not in self.items:
             raise ConfigError(f"{file} has an answer to {self._key_name} {key!r}, which is no longer asked; {_MEND}")
-        if digest != self.items[key]:
+        same: bool = record.get("digest") == self.items[key]
+        if not same and "error" not in record:  # an error is tried again; that it is mended now is what one hopes for
             what = f"{self._key_name} {key!r}"
-            raise ConfigError(f"{file} has an answer to {what}, but {what} has changed since; {_MEND}")
+            raise ConfigError(
+                f"{file} has an answer to {what}, but {what}, or a file that it names, has changed since; {_MEND}"
+            )
+        return same
 
     # -- writing ------------------------------------------------------------------------------------------------------
 

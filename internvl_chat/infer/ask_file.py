@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,14 +18,14 @@ from internvl_chat.data.faults import Fault
 from internvl_chat.data.record import parse_json
 from internvl_chat.errors import CheckpointError, ConfigError, DataError, first_line
 from internvl_chat.infer.answers_file import AnswersFile, Outcome
-from internvl_chat.infer.ask_line import Asked, Reading, ask_line
+from internvl_chat.infer.ask_line import Asked, Reading, ask_line, media_sizes
 from internvl_chat.infer.batch import answers
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.infer.pictures import NUM_SEGMENTS
 from internvl_chat.infer.questions import Question
 from internvl_chat.launch import Launch
 from internvl_chat.log import get_logger
-from internvl_chat.model.adapter import read_origin
+from internvl_chat.model.adapter import ORIGIN, read_origin
 from internvl_chat.model.hub import find_folder
 from internvl_chat.model.layout import ADAPTER_FILE, fingerprint
 
@@ -32,6 +33,12 @@ logger = get_logger(__name__)
 
 _REPORT_S = 10.0
 _ERRORS_TOLD = 10
+# Files of a folder beside its weights that change what it answers: how text becomes ids, when an answer ends.
+_SMALL_FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "chat_template.json", ADAPTER_FILE, ORIGIN,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,12 @@ def read_lines(path: Path) -> dict[int, bytes]:
     return found
 
 
+def digest_of(line: bytes, root: str = "") -> str:
+    """Hash of a line and of the sizes of the picture and video files that it names."""
+    sizes = media_sizes(line, root)
+    return hashlib.sha256(line + json.dumps(sizes).encode() if sizes else line).hexdigest()[:16]
+
+
 def answer_file(
     asking: Asking, load: Callable[[], Loaded], settings: Mapping[str, Any], launch: Launch, run: str
 ) -> tuple[Outcome, int]:
@@ -74,7 +87,7 @@ def answer_file(
     cannot be asked has its error in the output. Raises ConfigError, DataError for files that cannot be used.
     """
     lines = read_lines(asking.input)
-    digests = {number: hashlib.sha256(line).hexdigest()[:16] for number, line in lines.items()}
+    digests = {number: digest_of(line, asking.root) for number, line in lines.items()}
     file = AnswersFile(
         asking.output,
         digests,
@@ -189,13 +202,26 @@ def share_machine(launch: Launch, device: str | None) -> str | None:
 
 
 def name_checkpoint(path: str, base: str | None = None) -> str:
-    """Name of a model or adapter folder and a hash that changes when it is trained again. Raises CheckpointError."""
+    """Name of a model or adapter folder and hashes that tell it from a changed one. Raises CheckpointError.
+
+    They are of samples of the weights and of the small files that answers depend on, an adapter's base included.
+    """
     folder = find_folder(path)
     config = folder / "config.json"
     if (folder / ADAPTER_FILE).is_file() and not config.is_file():
-        hashes = [fingerprint(folder / "adapter_model.safetensors"), fingerprint(read_origin(folder, base).base)]
+        origin = read_origin(folder, base).base
+        hashes = [fingerprint(folder / "adapter_model.safetensors"), _hash_small_files(folder)]
+        hashes += [fingerprint(origin), _hash_small_files(origin)]
     elif config.is_file():
-        hashes = [fingerprint(folder), hashlib.sha256(config.read_bytes()).hexdigest()[:16]]
+        hashes = [fingerprint(folder), _hash_small_files(folder)]
     else:
         raise CheckpointError(f"{path}: not a model folder, there is no config.json in it")
     return " ".join([folder.resolve().name, *hashes])
+
+
+def _hash_small_files(folder: Path) -> str:
+    found = hashlib.sha256()
+    for name in _SMALL_FILES:
+        if (folder / name).is_file():
+            found.update(f"{name};{hashlib.sha256((folder / name).read_bytes()).hexdigest()};".encode())
+    return found.hexdigest()[:16]

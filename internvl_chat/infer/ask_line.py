@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from stat import S_ISREG
 from typing import Any
 
 from internvl_chat.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from internvl_chat.data.faults import Fault, show
 from internvl_chat.data.formats.table import to_internvl
-from internvl_chat.data.media import read_image, read_image_size
+from internvl_chat.data.media import read_image_size
 from internvl_chat.data.record import Record, Turn, expand_videos, parse_json, parse_record, resolve_boxes
 from internvl_chat.data.storage import locate_medium
 from internvl_chat.data.tiles import TileSettings
@@ -48,11 +49,41 @@ def ask_line(line: bytes | str | dict[str, Any], reading: Reading) -> Asked:
     """
     try:
         data = line if isinstance(line, dict) else parse_json(line)
-        if "question" in data and not {"conversations", "messages", "chosen"} & set(data):
+        if _is_question(data):
             return _ask_question(data, reading)
         return _ask_conversation(data, reading)
     except Fault as fault:
         raise DataError(str(fault)) from fault
+
+
+def media_sizes(line: bytes, root: str = "") -> list[int]:
+    """Sizes in bytes of the picture and video files on this machine that a line names; none is opened.
+
+    What lies in an archive, is no file or cannot be found is left out, as is all of a line that cannot be asked.
+    """
+    try:
+        data = parse_json(line)
+        item = data if _is_question(data) else to_internvl(data)
+        return [size for key in ("image", "video") for name in _listed(item.get(key)) if (size := _bytes(name, root))]
+    except Fault:
+        return []
+
+
+def _listed(value: Any) -> list[str]:
+    return [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
+
+
+def _bytes(name: str, root: str) -> int | None:
+    medium = locate_medium(root, name)
+    try:
+        status = None if medium.local is None else medium.local.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_size if status is not None and S_ISREG(status.st_mode) else None
+
+
+def _is_question(data: Mapping[str, Any]) -> bool:
+    return "question" in data and not {"conversations", "messages", "chosen"} & set(data)
 
 
 # -- {"question": ...} ------------------------------------------------------------------------------------------------
@@ -169,9 +200,9 @@ def _frames_of(data: Mapping[str, Any], reading: Reading, videos: int) -> list[i
 
 
 def _picture(name: str, reading: Reading) -> Picture:
-    """Its path; of an archive or a ``data:`` URL the picture itself."""
+    """Where it lies. It is read when its batch is due: a window of opened pictures would fill the memory."""
     medium = locate_medium(reading.root, name)
-    return read_image(medium) if medium.local is None else medium.local
+    return medium if medium.local is None else medium.local
 
 
 def _size(name: str, reading: Reading) -> tuple[int, int]:

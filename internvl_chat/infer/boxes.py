@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from internvl_chat.data.boxes import Grounding, parse_boxes, to_pixels
+from internvl_chat.infer.pictures import read_picture
 
 __all__ = ["Grounding", "draw_boxes", "legend", "parse_boxes"]
 
@@ -34,13 +35,13 @@ def draw_boxes(image: Image.Image, answer: str, whole: float = 1000.0) -> Image.
 
     ``whole``: the value that stands for the picture's whole width and height. What leaves the picture is cut off.
     Boxes without a name get their number, and so do names that Pillow's own font cannot write (``legend`` has them).
-    Without boxes: an unchanged copy.
+    Without boxes: an unchanged copy. Raises DataError for pictures that hold floats.
     """
-    drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
-    font = _font(drawn.size)
+    font = _font(image.size)
     marks = list(_marks(answer, font))
     if not marks:
         return image.copy()
+    drawn = read_picture(image)
     canvas = ImageDraw.Draw(drawn)
     placed = [
         (mark, inside)

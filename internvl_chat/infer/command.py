@@ -55,7 +55,7 @@ def _add_decoding(group: Any) -> None:
     add("--top_p", type=float, default=None, help="sample from the likeliest tokens that make up this share")
     add("--repetition_penalty", type=float, metavar="X", help="above 1: what was said already is less likely")
     add("--seed", type=int, metavar="N", help="of sampling (default: another one each time)")
-    add("--generate", action="append", default=[], metavar="NAME=VALUE", help="any argument of generate; repeatable")
+    add("--generate", action="append", default=[], metavar="NAME=VALUE", help="an argument of generate; repeatable")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from internvl_chat.constants import VIDEO_PLACEHOLDER
 from internvl_chat.errors import ConfigError, DataError, InternVLError, first_line, nearest
 from internvl_chat.infer.chat import Chat
 from internvl_chat.infer.pictures import NUM_SEGMENTS, Video, place_pictures, read_picture, read_video
-from internvl_chat.infer.settings import check_settings, read_setting
+from internvl_chat.infer.settings import check_settings, read_setting, searches_beams
 from internvl_chat.infer.transcript import Round, to_line, to_markdown
 from internvl_chat.infer.typed import LONG, read_typed
 
@@ -64,7 +64,7 @@ class Repl:
             print("Ask away; /help lists the commands.")
         try:
             for text in read_typed(prompt):
-                if text in ("/quit", "/exit"):
+                if "\n" not in text and text.split()[0] in ("/quit", "/exit"):
                     return 0
                 self._take(text)
         except KeyboardInterrupt:
@@ -81,7 +81,7 @@ class Repl:
         video = self._video
         asked: dict[str, Any] = {"images": self._images, "video": video and video.source, **generation}
         asked["num_segments"] = video.num_segments if video else self._num_segments
-        if (self._generation.get("num_beams") or 1) > 1:  # which token comes next is only known at the end
+        if searches_beams(self._chat.loaded, self._generation):  # which token comes next is only known at the end
             text = self._chat.ask(question, **asked)
             print(text, end="", flush=True)
         else:
@@ -172,12 +172,12 @@ class Repl:
             raise ConfigError("/save needs the name of a .jsonl or .md file")
         if not self._rounds:
             raise ConfigError("nothing was asked yet")
-        if path.exists() and path.resolve() not in self._saved:
-            raise ConfigError(f"{path} is there already; give another name")
         first = self._chat.turns[0]
         system = first.text if first.role == "system" else None
         text = to_markdown(self._rounds, system) if path.suffix == ".md" else to_line(self._rounds, system)
         try:
+            if path.exists() and path.resolve() not in self._saved:
+                raise ConfigError(f"{path} is there already; give another name")
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise DataError(f"{path} cannot be written ({error.strerror})") from error

@@ -225,7 +225,7 @@ def test_bad_pictures(qwen: Loaded, tmp_path: Path, pictures: list[Path]) -> Non
     for address in ("https://example.org/a.jpg", "file:///a.jpg"):
         with pytest.raises(DataError, match="is an address, and none is opened here; download it"):
             Chat(qwen).ask("What?", [address])
-    with pytest.raises(DataError, match="a path or a PIL.Image, not ndarray"):
+    with pytest.raises(DataError, match=r"a path or a PIL\.Image, not ndarray"):
         Chat(qwen).ask("What?", [np.zeros((8, 8, 3), np.uint8)])
     with pytest.raises(DataError, match="floats"):
         Chat(qwen).ask("What?", [Image.fromarray(np.zeros((8, 8), np.float32))])

@@ -197,7 +197,10 @@ def test_what_has_changed_is_refused(tmp_path: Path) -> None:
     gone = {key: value for key, value in ITEMS.items() if key != "q0"}
     for finished in (False, True):
         for options, message in (
-            ({"items": changed}, r"answer to id 'q1', but id 'q1' has changed since; --overwrite"),
+            (
+                {"items": changed},
+                r"to id 'q1', but id 'q1', or a file that it names, has changed since; --overwrite",
+            ),
             ({"items": gone}, r"answer to id 'q0', which is no longer asked; --overwrite"),
             ({"settings": {"t": 1.0, "weights": "a"}}, r"begun with t = 0.5, now it is 1.0; --overwrite"),
             ({"settings": {"t": 0.5}}, r'begun with weights = "a", now it is null; --overwrite'),
@@ -209,6 +212,71 @@ def test_what_has_changed_is_refused(tmp_path: Path) -> None:
         assert path.read_bytes() == expected()
     assert answer_all(path, items=changed, overwrite=True).whole  # type: ignore[union-attr]
     assert path.read_bytes() == expected(changed)
+
+
+def test_an_error_whose_item_was_mended_is_tried_again(tmp_path: Path) -> None:
+    """The others keep their answers; while they come, and when all was there."""
+    path = tmp_path / "out.jsonl"
+    for finished in (False, True):
+        with opened(path, overwrite=True) as file:
+            for key in file.todo:
+                file.add(key, {"error": "no picture"} if key == "q2" else record_of(key))
+            if finished:
+                file.finish()
+        mended = {**ITEMS, "q2": "another"}
+        with opened(path, items=mended) as file:
+            assert file.todo == ["q2"]
+            file.add("q2", record_of("q2"))
+            assert file.finish() == answers_file.Outcome(True, 7)
+        assert path.read_bytes() == expected(mended)
+
+
+def test_settings_that_are_damaged_are_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    answer_all(path)
+    head = tmp_path / "out.jsonl.settings.json"
+    for damaged in (b'{"run": "1", "sett', b"\xff\xfe\x00", b'{"settings": 3}', b"[]"):
+        head.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"out.jsonl.settings.json is damaged, .* --overwrite begins anew"):
+            opened(path)
+        assert head.read_bytes() == damaged
+    assert path.read_bytes() == expected()
+    head.unlink()
+    with pytest.raises(ConfigError, match=r"out.jsonl is there, but not out.jsonl.settings.json"):
+        opened(path)
+
+
+def test_what_the_disk_refuses_is_the_users_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"a picture")
+    (tmp_path / "taken.jsonl.parts").write_bytes(b"a file")
+    for path in (
+        Path("/proc/o.jsonl"), Path("/proc/x/o.jsonl"), tmp_path / "a.png" / "o.jsonl", tmp_path / "taken.jsonl",
+        tmp_path / ("long" * 100),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=rf"--output {path} cannot be written \(.*another --output"):
+            opened(path)
+    path = tmp_path / "out.jsonl"
+
+    def full(fd: int, line: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with opened(path) as file:
+        file.add("q0", record_of("q0"))
+        with monkeypatch.context() as patched:
+            patched.setattr(answers_file.os, "write", full)
+            with pytest.raises(ConfigError, match=r"No space left on device.*make room"):
+                file.add("q1", record_of("q1"))
+    (tmp_path / "out.jsonl.parts" / "merged").mkdir()
+    with opened(path) as file:
+        assert file.todo == list(ITEMS)[1:]
+        for key in file.todo:
+            file.add(key, record_of(key))
+        with pytest.raises(ConfigError, match=r"--output .*merged"):
+            file.finish()
+    (tmp_path / "out.jsonl.parts" / "merged").rmdir()
+    with opened(path) as file:
+        assert file.finish().whole, "nothing is lost"
+    assert path.read_bytes() == expected()
 
 
 def test_new_items_are_asked_the_old_ones_kept(tmp_path: Path) -> None:

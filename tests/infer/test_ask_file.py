@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -17,9 +18,19 @@ import pytest
 from PIL import Image
 
 from internvl_chat.data.record import Turn
+from internvl_chat.data.storage import Medium
 from internvl_chat.errors import CheckpointError, ConfigError, DataError
 from internvl_chat.infer import ask_file
-from internvl_chat.infer.ask_file import Asking, answer_file, name_checkpoint, read_lines, share_machine, tell
+from internvl_chat.infer.ask_file import (
+    Asking,
+    answer_file,
+    digest_of,
+    name_checkpoint,
+    read_lines,
+    share_machine,
+    tell,
+)
+from internvl_chat.infer.ask_line import Reading, ask_line
 from internvl_chat.infer.batch import answers
 from internvl_chat.infer.chat import Chat
 from internvl_chat.infer.load import Loaded
@@ -177,11 +188,52 @@ def test_the_formats_of_training(qwen: Loaded, tmp_path: Path, pictures: list[Pa
 def test_pictures_from_an_archive(qwen: Loaded, tmp_path: Path, pictures: list[Path]) -> None:
     with zipfile.ZipFile(tmp_path / "pics.zip", "w") as packed:
         packed.write(pictures[0], "sub/a.png")
-    lines = [{"question": "What?", "image": "sub/a.png"}, {"question": "What?", "video": "sub/a.png"}]
-    status, records = run(qwen, tmp_path, lines, root=str(tmp_path / "pics.zip"))
+    url = f"data:image/png;base64,{base64.b64encode(pictures[1].read_bytes()).decode()}"
+    lines = [
+        {"question": "What?", "image": "sub/a.png"},
+        {"question": "What?", "image": url},
+        {"question": "What?", "video": "sub/a.png"},
+        {"question": "What?", "image": "sub/b.png"},
+        {"messages": [{"role": "user", "content": "<image>What?"}], "images": ["sub/a.png"]},
+    ]
+    root = str(tmp_path / "pics.zip")
+    status, records = run(qwen, tmp_path, lines, root=root)
     assert status == 1
     assert records[0]["answer"] == Chat(qwen).ask("What?", pictures[0], **SIX)
-    assert "lies in an archive" in records[1]["error"]
+    assert records[1]["answer"] == Chat(qwen).ask("What?", pictures[1], **SIX)
+    assert "lies in an archive" in records[2]["error"]
+    assert "sub/b.png" in records[3]["error"]
+    # None is opened before its batch is due, or a window of them would fill the memory.
+    for line in (lines[0], lines[1], lines[4]):
+        (shown,) = ask_line(line, Reading(qwen.tiles, root)).question.shown
+        assert isinstance(shown.source, Medium)
+
+
+def test_a_picture_replaced_is_told(qwen: Loaded, tmp_path: Path, pictures: list[Path]) -> None:
+    """By its size: copies with new times go on. A picture that was missing may come."""
+    (tmp_path / "pics").mkdir()
+    for name, source in (("a.png", pictures[0]), ("b.png", pictures[1])):
+        (tmp_path / "pics" / name).write_bytes(source.read_bytes())
+    lines: list[Any] = [
+        {"question": "What?", "image": "a.png"},
+        {"query": "<image>Look", "response": "I see", "images": ["b.png"]},
+        {"question": "What?", "image": "c.png"},
+    ]
+    root = str(tmp_path / "pics")
+    assert run(qwen, tmp_path, lines, root=root)[0] == 1
+    os.utime(tmp_path / "pics" / "a.png", (1, 1))
+    (tmp_path / "pics" / "c.png").write_bytes(pictures[3].read_bytes())
+    status, records = run(qwen, tmp_path, lines, root=root)
+    assert (status, records[2]["answer"]) == (0, Chat(qwen).ask("What?", pictures[3], **SIX))
+    for name, number in (("a.png", 1), ("b.png", 2)):
+        before = (tmp_path / "pics" / name).read_bytes()
+        (tmp_path / "pics" / name).write_bytes(pictures[2].read_bytes())
+        with pytest.raises(ConfigError, match=f"line {number}, or a file that it names, has changed since"):
+            run(qwen, tmp_path, lines, root=root)
+        (tmp_path / "pics" / name).write_bytes(before)
+    assert run(qwen, tmp_path, lines, root=root)[0] == 0
+    assert digest_of(b"{not json") == digest_of(b"{not json", root)
+    assert digest_of(b'{"question": "a", "image": ["nul\\u0000", 3, {}]}') != digest_of(b'{"question": "a"}')
 
 
 def test_lines_that_cannot_be_asked(
@@ -286,7 +338,14 @@ def test_a_checkpoint_trained_further_is_another_one(tiny_folder: Callable[[str]
     trained = name_checkpoint(str(folder))
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config + "\n")
-    assert len({before, trained, name_checkpoint(str(folder))}) == 3
+    names = [before, trained, name_checkpoint(str(folder))]
+    for name in ("tokenizer.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"):
+        small = folder / name
+        small.write_text((small.read_text(encoding="utf-8") if small.exists() else "") + "\n", encoding="utf-8")
+        names.append(name_checkpoint(str(folder)))
+    assert len(set(names)) == len(names) == 7
+    (folder / "README.md").write_text("Mine.")
+    assert name_checkpoint(str(folder)) == names[-1]
     with pytest.raises(CheckpointError, match="not a model folder"):
         name_checkpoint(str(tmp_path))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
+from internvl_chat.errors import DataError
 from internvl_chat.infer.boxes import COLOURS, draw_boxes, legend, parse_boxes
 
 GREY = (128, 128, 128)
@@ -34,6 +35,19 @@ def test_a_box_is_where_its_thousandths_say_and_the_picture_is_left_alone() -> N
     assert extent(drawn, COLOURS[0])[1] < 150
     assert drawn.getpixel((200, 210)) == GREY
     assert image.getcolors() == [(400 * 300, GREY)]
+
+
+def test_any_picture_is_drawn_on_as_the_model_sees_it() -> None:
+    """16 bits are scaled and not clipped to white; colours under transparency show; floats are refused."""
+    answer, inside = "<box>[[250, 500, 750, 900]]</box>", (200, 210)
+    deep = Image.fromarray(np.full((300, 400), 0x8080, dtype=np.uint16))
+    assert draw_boxes(deep, answer).getpixel(inside) == GREY
+    clear = Image.new("RGBA", (400, 300), (*GREY, 0))
+    assert draw_boxes(clear, answer).getpixel(inside) == GREY
+    for image in (deep, clear):
+        assert extent(draw_boxes(image, answer), COLOURS[0])[2:] == (300, 270)
+    with pytest.raises(DataError, match="floats"):
+        draw_boxes(Image.new("F", (40, 30)), answer)
 
 
 def test_fractions_of_one_are_drawn_as_such() -> None:

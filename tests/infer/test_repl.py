@@ -164,6 +164,7 @@ def test_errors_end_nothing_and_keep_what_is_attached(
         "/set temperature x": "temperature = 'x': must be a number",
         "/set top_p 2": "top_p 2 is not in (0, 1]",
         "/set top_p": "top_p is not set",
+        f"/save {'long' * 100}.md": "nothing was asked yet",
     }
     out, err = talk("\n".join([f"/image {pictures[0]}", *attempts, "Hm?", f"/save {tmp_path}/there.md"]) + "\n")
     errors = err.splitlines()
@@ -177,10 +178,27 @@ def test_errors_end_nothing_and_keep_what_is_attached(
 
 
 def test_what_generate_refuses_ends_nothing(talk: Callable[..., Any], qwen: Loaded) -> None:
-    out, err = talk("/set num_beams 2\n/set num_beam_groups 3\nHm?\n/set num_beam_groups\n/set num_beams 1\nHm?\n")
+    out, err = talk("/set exponential_decay_length_penalty 3\nHm?\n/set exponential_decay_length_penalty\nHm?\n")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-    assert out.endswith(f"max_new_tokens=8 num_beams=1\n{Chat(qwen).ask('Hm?', **EIGHT)}\n")
+    assert out.endswith(f"max_new_tokens=8\n{Chat(qwen).ask('Hm?', **EIGHT)}\n")
+
+
+def test_beams_of_the_checkpoint_are_not_streamed(
+    talk: Callable[..., Any], qwen: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = "Say a long word."
+    plain = Chat(qwen).ask(question, **EIGHT)
+    beams = Chat(qwen).ask(question, num_beams=3, **EIGHT)
+    monkeypatch.setattr(qwen.model.language_model.generation_config, "num_beams", 3)
+    out, err = talk(f"{question}\n/clear\n/set num_beams 1\n{question}\n")
+    assert (out, err) == (f"{beams}\nmax_new_tokens=8 num_beams=1\n{plain}\n", "")
+    assert beams != plain
+
+
+@pytest.mark.parametrize("word", ["/quit", "/exit", "/quit now"])
+def test_quit(talk: Callable[..., Any], word: str) -> None:
+    assert talk(f"{word}\n/help\n") == ("", "")
 
 
 def test_settings(talk: Callable[..., Any], qwen: Loaded) -> None:
@@ -302,7 +320,28 @@ def test_decoding_arguments() -> None:
         ("_from_model_config=1", "is no decoding argument"),
         ("max_new_tokens=0", "no room for an answer"),
         ("cache_implementation=nonsense", "cache_implementation"),
+        ("penalty_alpha=0.6", "penalty_alpha cannot be set: transformers left it to code from the hub"),
+        ("guidance_scale=2", "guidance_scale cannot be set: it needs the prompt's ids"),
+        ("assistant_early_exit=1", "assistant_early_exit cannot be set"),
+        ("output_scores=true", "output_scores cannot be set: the answer is a text"),
+        ("bad_words_ids=3", "bad_words_ids = '3': must be a list"),
+        ("max_length=9", "use max_new_tokens"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
             read_settings([word])
+    assert read_settings(["stop_strings=12", 'bad_words_ids=[[3, 4]]']) == {
+        "stop_strings": "12", "bad_words_ids": [[3, 4]],
+    }  # fmt: skip
     check_settings({"temperature": 0.0, "top_p": 0.5})
+
+
+def test_arguments_that_are_refused_do_fail_in_generate(qwen: Loaded) -> None:
+    """Should a later transformers have them again, or these models take them, this fails."""
+    for name, value in (
+        ("penalty_alpha", 0.6),
+        ("guidance_scale", 2.0),
+        ("dola_layers", "low"),
+        ("token_healing", True),
+    ):
+        with pytest.raises((ConfigError, RuntimeError)):
+            Chat(qwen).ask("Hm?", **{name: value}, **EIGHT)

@@ -90,7 +90,7 @@ def _answer(answer: Answer) -> list[Any]:
     notes = [note] if note else []
     if len(answer.drawn) > 1:
         notes.append("the answer does not say which picture its boxes are of, so they are drawn on each")
-    notes += answer.legend
+    notes += [*answer.legend, *([_without_folders(answer.undrawn)] if answer.undrawn else [])]
     contents += [f'<span class="state">{escape("; ".join(notes))}</span>'] if notes else []
     return contents
 
@@ -106,7 +106,11 @@ def tiles_html(seen: Sequence[Seen]) -> str:
 
 def alert(text: str) -> str:
     """A message that something cannot be done; of files it names, the folders are left out."""
-    return f'<p class="alert" role="alert">{escape(_FOLDERS.sub(_QUOTED_NAME, text))}</p>'
+    return f'<p class="alert" role="alert">{escape(_without_folders(text))}</p>'
+
+
+def _without_folders(text: str) -> str:
+    return _FOLDERS.sub(_QUOTED_NAME, text)
 
 
 def _data_uri(image: Image.Image) -> str:

@@ -26,6 +26,7 @@ from internvl_chat.infer.chat import Chat
 from internvl_chat.infer.demo.line import Line, StopsWhen
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.infer.pictures import read_picture
+from internvl_chat.infer.settings import searches_beams
 from internvl_chat.log import get_logger
 
 logger = get_logger(__name__)
@@ -74,13 +75,14 @@ State = Literal["waiting", "writing", "done", "stopped"]
 class Answer:
     """``text`` so far. ``drawn``: files of pictures with the answer's boxes; ``legend``: names that are numbers there.
 
-    ``waiting``: another visitor's answer is being written.
+    ``undrawn``: why its boxes are not drawn, or not all. ``waiting``: another visitor's answer is being written.
     """
 
     text: str = ""
     state: State = "writing"
     drawn: tuple[Path, ...] = ()
     legend: tuple[str, ...] = ()
+    undrawn: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,11 @@ class Session:
             self.rounds = ()
             shutil.rmtree(self._folder, ignore_errors=True)
 
+    def forget_read(self) -> None:
+        """Give back the memory of what the models have read; the next round reads all of it again."""
+        for chat in self._chats:
+            chat.forget_read()
+
     def ask(self, question: str, files: Sequence[str | Path], settings: Settings) -> Iterator[tuple[Round, ...]]:
         """All rounds, again and again until the answers to ``question`` are complete or stopped.
 
@@ -158,6 +165,7 @@ class Session:
             raise DataError("there is no question yet that could be asked again")
         rounds, chats, before = self.rounds, self._chats, self._before
         *earlier, last = rounds
+        self.forget_read()  # the old answer's, while the new one is made
         self.rounds, self._chats = tuple(earlier), before
         try:
             yield from self._ask(last.question, last.files, settings)
@@ -203,11 +211,14 @@ class Session:
                 if not called:
                     return
                 stopping = StoppingCriteriaList([StopsWhen(self._stop)])
-                pieces = chat.ask(
-                    question, pictures, video, stream=True, num_segments=settings.num_segments,
-                    stopping_criteria=stopping, **settings.generation(),
-                )  # fmt: skip
-                with closing(pieces):
+                asked: dict[str, Any] = {
+                    "num_segments": settings.num_segments, "stopping_criteria": stopping, **settings.generation()
+                }  # fmt: skip
+                if searches_beams(chat.loaded, asked):  # which token comes next is only known at the end
+                    if text := chat.ask(question, pictures, video, **asked):
+                        news.put((number, text))
+                    return
+                with closing(chat.ask(question, pictures, video, stream=True, **asked)) as pieces:
                     for piece in pieces:
                         news.put((number, piece))
                         if self._stop.is_set():
@@ -231,15 +242,22 @@ class Session:
                 raise self._as_user_error(model, error) from error
 
     def _finished(self, answer: Answer, pictures: Sequence[Path]) -> Answer:
-        """The answer with its boxes drawn on each picture that it may speak of."""
+        """The answer with its boxes drawn on each picture that it may speak of. It stands if they cannot be."""
         if not pictures or not parse_boxes(answer.text):
             return replace(answer, state="done")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        drawn = []
+        drawn, undrawn = [], ""
         for picture in pictures:
-            drawn.append(self._folder / f"boxes_{secrets.token_hex(8)}.jpg")
-            draw_boxes(_at_shown_size(picture), answer.text).save(drawn[-1], quality=90)
-        return replace(answer, state="done", drawn=tuple(drawn), legend=legend(answer.text))
+            file = self._folder / f"boxes_{secrets.token_hex(8)}.jpg"
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                draw_boxes(_at_shown_size(picture), answer.text).save(file, quality=90)
+            except (InternVLError, OSError, ValueError) as error:  # an old upload is gone; the disk is full
+                logger.warning("boxes are not drawn: %s", error)
+                undrawn = f"boxes cannot be drawn: {first_line(error)}"
+            else:
+                drawn.append(file)
+        names = legend(answer.text) if drawn else ()
+        return replace(answer, state="done", drawn=tuple(drawn), legend=names, undrawn=undrawn)
 
     def _as_user_error(self, model: Model, error: BaseException) -> InternVLError:
         if isinstance(error, InternVLError):

@@ -7,12 +7,16 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Timer
 
 from internvl_chat.infer.demo.session import Model, Session
 
 # Conversations that are kept. Each holds the features of its pictures, which lie where the model is.
 MOST_SESSIONS = 64
+# Of these, the ones whose text the models hold as they read it, which costs far more: 130 kB a token in an 8B model.
+MOST_READ = 4
+# Seconds without any visitor, after which none does.
+IDLE = 3600.0
 
 
 class Visitors:
@@ -25,6 +29,7 @@ class Visitors:
         self._most = most
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._lock = Lock()
+        self._timer: Timer | None = None
 
     @staticmethod
     def new_key() -> str:
@@ -39,9 +44,25 @@ class Visitors:
             self._sessions.move_to_end(key)
             quiet = [other for other, session in self._sessions.items() if other != key and not session.busy]
             too_many = quiet[: max(0, len(self._sessions) - self._most)]
+            found = self._sessions[key]
+            for session in list(self._sessions.values())[:-MOST_READ]:
+                session.forget_read()
+            self._wait_for_quiet()
         for other in too_many:
             self.drop(other)
-        return self._sessions[key]
+        return found
+
+    def _wait_for_quiet(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = Timer(IDLE, self._forget_read)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _forget_read(self) -> None:
+        with self._lock:
+            for session in self._sessions.values():
+                session.forget_read()
 
     def drop(self, key: str) -> None:
         """Stop and forget a conversation, and delete its pictures; nothing for a key that is not known."""

@@ -244,6 +244,68 @@ def test_boxes_are_drawn_on_the_picture_that_was_asked_about(
     assert not answer.drawn[0].exists()
 
 
+def test_an_answer_stands_whose_boxes_cannot_be_drawn(qwen: Loaded, pictures: list[Path], tmp_path: Path) -> None:
+    """Uploads are deleted after some hours, and disks get full: the round ends all the same, and others follow."""
+    upload, other = tmp_path / "upload.png", tmp_path / "other.png"
+    for file in (upload, other):
+        file.write_bytes(pictures[0].read_bytes())
+    session = Session([Model("tiny", talking(qwen, SAID))], tmp_path / "drawn")
+    long = replace(SHORT, max_new_tokens=200)
+    list(session.ask("What are they?", [upload, other], SHORT))
+    upload.unlink()
+    answer = list(session.ask("where?", [], long))[-1][-1].answers[0]
+    assert (answer.text, answer.state, len(answer.drawn)) == (BOXES, "done", 1)
+    note = messages(session.rounds, 0)[-1]["content"][-1]
+    assert "boxes cannot be drawn: picture &#x27;upload.png&#x27; does not exist" in note
+    assert str(tmp_path) not in note
+    other.unlink()
+    again = list(session.ask_again(long))[-1]
+    assert [answer.state for round in again for answer in round.answers] == ["done", "done"]
+    assert again[-1].answers[0].drawn == ()
+    # A file where the folder should be.
+    session.clear()
+    (tmp_path / "drawn").write_bytes(b"")
+    answer = list(session.ask("where?", pictures[:1], long))[-1][-1].answers[0]
+    assert (answer.text, answer.drawn, answer.legend) == (BOXES, (), ())
+    assert "cannot be drawn" in answer.undrawn
+
+
+def test_beams_of_the_checkpoint_come_all_at_once(
+    qwen: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Chat(qwen).ask("Hello", num_beams=3, max_new_tokens=12)
+    assert expected != Chat(qwen).ask("Hello", max_new_tokens=12)
+    monkeypatch.setattr(qwen.model.language_model.generation_config, "num_beams", 3)
+    session = Session([Model("tiny", qwen)], tmp_path)
+    texts = [rounds[-1].answers[0].text for rounds in session.ask("Hello", [], SHORT)]
+    assert set(texts) == {"", expected}
+    assert session.rounds[0].answers[0].state == "done"
+
+
+def test_what_was_read_is_held_for_the_last_few_visitors(
+    plain: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("internvl_chat.infer.demo.visitors.MOST_READ", 2)
+    visitors = Visitors([Model("tiny", plain)], tmp_path)
+
+    def holding() -> list[str]:
+        return [key for key, session in visitors._sessions.items() if any(chat._kept for chat in session._chats)]
+
+    for key in "abc":
+        list(visitors.session(key).ask("Hello", [], SHORT))
+    assert holding() == ["b", "c"]
+    answer = last(list(visitors.session("a").ask("And now?", [], SHORT)))
+    assert answer == greedy(plain, ("Hello", []), ("And now?", []))[1], "read anew"
+    assert holding() == ["c", "a"]
+    monkeypatch.setattr("internvl_chat.infer.demo.visitors.IDLE", 0.01)
+    visitors.session("a")
+    end = time.monotonic() + 10
+    while holding():
+        assert time.monotonic() < end, "nobody came, and it is held"
+        time.sleep(0.01)
+    assert len(visitors) == 3
+
+
 def test_conversations_that_were_quiet_for_longest_are_forgotten(qwen: Loaded, tmp_path: Path) -> None:
     visitors = Visitors([Model("tiny", talking(qwen, SAID))], tmp_path, most=2)
     first = visitors.session("a")
