@@ -202,7 +202,7 @@ def _frames_of(data: Mapping[str, Any], reading: Reading, videos: int) -> list[i
 def _picture(name: str, reading: Reading) -> Picture:
     """Where it lies. It is read when its batch is due: a window of opened pictures would fill the memory."""
     medium = locate_medium(reading.root, name)
-    return medium if medium.local is None else medium.local
+    return medium.local or medium
 
 
 def _size(name: str, reading: Reading) -> tuple[int, int]:

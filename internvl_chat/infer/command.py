@@ -136,9 +136,13 @@ def _answer_file(args: argparse.Namespace, generation: dict[str, Any]) -> int:
         **{name: getattr(args, name) for name in names},
         **generation,
     }
-    outcome, total = answer_file(
-        asking, lambda: _load(args, device, launch.rank), settings, launch, name_of_run(os.environ, launch)
-    )
+    try:
+        outcome, total = answer_file(
+            asking, lambda: _load(args, device, launch.rank), settings, launch, name_of_run(os.environ, launch)
+        )
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on, {asking.output} is written at the end", file=sys.stderr)
+        raise
     return tell(outcome, asking.output, total)
 
 

@@ -93,7 +93,11 @@ def test_a_pasted_block_is_one_question() -> None:
         os.waitpid(child, 0)
         pytest.skip("this Python's line editor does not bracket pastes")
     os.write(terminal, b"\x1b[200~two\nlines\x1b[201~ more\n")
-    assert b"'two\\nlines more'" in _read_until(terminal, b"'two\\nlines more'")
+    wanted = b"'two\\nlines more'"
+    shown = _read_until(terminal, wanted)
+    # Before the next prompt the terminal is not in the line editor's hands, and would keep the Ctrl-D to itself.
+    if b"> " not in shown[shown.index(wanted) :]:
+        _read_until(terminal, b"> ")
     os.write(terminal, b"\x04")
     assert os.waitpid(child, 0)[1] == 0
     os.close(terminal)

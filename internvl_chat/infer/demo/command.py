@@ -122,7 +122,9 @@ def free_port(host: str, port: int) -> int:
 
 def names_of(folders: Sequence[str]) -> list[str]:
     """What the page calls the models: the last part of each path, as many parts as tell them apart."""
-    parts = [Path(folder).expanduser().absolute().parts for folder in folders]
+    paths = [Path(folder).expanduser().absolute() for folder in folders]
+    # Adapters all have the same name: that of their run says more.
+    parts = [(path.parent if path.name == "adapter" else path).parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):

@@ -64,6 +64,7 @@ def test_models_are_named_by_as_little_of_their_paths_as_tells_them_apart() -> N
     assert names_of(["/runs/a/final"]) == ["final"]
     assert names_of(["/runs/base", "/runs/tuned/"]) == ["base", "tuned"]
     assert names_of(["/runs/a/final", "/runs/b/final"]) == ["a/final", "b/final"]
+    assert names_of(["/runs/base", "/runs/tuned/adapter"]) == ["base", "tuned"]
     assert names_of(["/x/y", "/x/y"]) == ["y (1)", "y (2)"]
 
 
