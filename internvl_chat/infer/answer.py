@@ -28,6 +28,7 @@ _RESERVED = {
     "input_ids": "they are made here",
     "inputs_embeds": "they are made here",
     "max_length": "use max_new_tokens",
+    "assistant_early_exit": "in transformers 5.23 it leaves the model giving other answers",
 }
 
 

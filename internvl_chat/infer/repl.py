@@ -25,7 +25,7 @@ HELP = {
     "/image": "/image PATH           attach a picture to the next question, at its `<image>` or first; repeatable",
     "/video": "/video PATH [FRAMES]  attach a video, a GIF or a folder of frames to the next question",
     "/clear": "/clear                forget the conversation and what is attached",
-    "/undo": "/undo                 forget the last question and its answer",
+    "/undo": "/undo                 take back what is attached, or else the last question and its answer",
     "/save": "/save FILE            write the conversation: .jsonl to train on or to ask again, .md to read",
     "/set": "/set [NAME [VALUE]]   show, reset or set a decoding argument: temperature, top_p, max_new_tokens, ...",
     "/help": "/help                 these lines",
@@ -161,6 +161,10 @@ class Repl:
         self._images, self._video = [], None
 
     def _undo(self, rest: str) -> None:
+        if self._images or self._video:
+            self._images, self._video = [], None
+            print("[nothing is attached]", flush=True)
+            return
         if not self._rounds:
             raise ConfigError("nothing was asked yet")
         self._chat = self._before.pop()

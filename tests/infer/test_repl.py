@@ -139,6 +139,15 @@ def test_a_conversation(talk: Callable[..., Any], qwen: Loaded, pictures: list[P
     assert err == ""
 
 
+def test_undo_takes_back_what_is_attached(talk: Callable[..., Any], qwen: Loaded, pictures: list[Path]) -> None:
+    out, _ = talk(f"Hi\n/image {pictures[0]}\n/undo\nWhat?\n")
+    chat = Chat(qwen)
+    first, second = chat.ask("Hi", **EIGHT), chat.ask("What?", **EIGHT)
+    assert out.splitlines()[-1] == second.splitlines()[-1]
+    assert out.startswith(first)
+    assert "[nothing is attached]" in out
+
+
 def test_undo(talk: Callable[..., Any], qwen: Loaded, pictures: list[Path]) -> None:
     out, err = talk(f"/undo\nHi\n/image {pictures[0]}\nWrong?\n/undo\nRight?\n", system="Be kind.")
     chat = Chat(qwen, "Be kind.")
