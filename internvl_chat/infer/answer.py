@@ -30,6 +30,9 @@ _RESERVED = {
     "max_length": "use max_new_tokens",
     "assistant_early_exit": "in transformers 5.23 it leaves the model giving other answers",
 }
+# What users write for an argument of ``Chat.ask``, and would reach ``generate``.
+_MEANT = {"image": "images", "picture": "images", "pictures": "images", "videos": "video"}
+_SAID_BY = {"system": "system message", "human": "question", "gpt": "answer"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +44,6 @@ class Prompts:
     features: Tensor
 
 
-_MEANT = {"image": "images", "picture": "images", "pictures": "images", "videos": "video", "system_message": "system"}
-
-
 def prompt_ids(loaded: Loaded, turns: Sequence[Turn], tiles: Sequence[int]) -> np.ndarray:
     """Ids (T,) of a conversation up to its next answer. Raises DataError for text that holds half a character."""
     for turn in turns:
@@ -52,9 +52,6 @@ def prompt_ids(loaded: Loaded, turns: Sequence[Turn], tiles: Sequence[int]) -> n
         except Fault as fault:
             raise DataError(str(fault)) from fault
     return loaded.encoder.encode_prompt(turns, tiles)
-
-
-_SAID_BY = {"system": "system message", "human": "question", "gpt": "answer"}
 
 
 def pad_prompts(loaded: Loaded, rows: Sequence[np.ndarray], features: Tensor) -> Prompts:
