@@ -25,7 +25,7 @@ from internvl_chat.infer.pictures import NUM_SEGMENTS
 from internvl_chat.infer.questions import Question
 from internvl_chat.launch import Launch
 from internvl_chat.log import get_logger
-from internvl_chat.model.adapter import ORIGIN, read_origin
+from internvl_chat.model.adapter import ORIGIN, is_adapter, read_origin
 from internvl_chat.model.hub import find_folder
 from internvl_chat.model.layout import ADAPTER_FILE, fingerprint
 
@@ -207,12 +207,11 @@ def name_checkpoint(path: str, base: str | None = None) -> str:
     They are of samples of the weights and of the small files that answers depend on, an adapter's base included.
     """
     folder = find_folder(path)
-    config = folder / "config.json"
-    if (folder / ADAPTER_FILE).is_file() and not config.is_file():
+    if is_adapter(folder):
         origin = read_origin(folder, base).base
         hashes = [fingerprint(folder / "adapter_model.safetensors"), _hash_small_files(folder)]
         hashes += [fingerprint(origin), _hash_small_files(origin)]
-    elif config.is_file():
+    elif (folder / "config.json").is_file():
         hashes = [fingerprint(folder), _hash_small_files(folder)]
     else:
         raise CheckpointError(f"{path}: not a model folder, there is no config.json in it")

@@ -39,7 +39,7 @@ def plan_device_map(config: InternVLChatConfig, cards: int, rule: Rule = "auto")
     """
     if cards < 1:
         raise ConfigError(f"device_map {rule!r} on {cards} cards: at least one is needed")
-    names, sizes = _modules(config)
+    names, sizes = _modules(_outline(config))
     layers = config.llm_config.num_hidden_layers
     if rule == "card":
         counts = _card_counts(layers, cards)
@@ -72,9 +72,8 @@ def _even_counts(layers: int, cards: int, rest: float) -> list[int]:
     return [first, *(others * (n + 1) // (cards - 1) - others * n // (cards - 1) for n in range(cards - 1))]
 
 
-def _modules(config: InternVLChatConfig) -> tuple[list[str], dict[str, int]]:
+def _modules(model: InternVLChatModel) -> tuple[list[str], dict[str, int]]:
     """The modules that are placed as a whole, in order, and how many weights they have."""
-    model = _outline(config)
     decoder = model.language_model.model
     names = ["vision_model", "mlp1", "language_model.lm_head"]
     for name, _ in decoder.named_children():
@@ -94,14 +93,14 @@ def check_device_map(config: InternVLChatConfig, given: Mapping[str, Place]) -> 
 
     Raises ConfigError for names of no module, and for modules without a place.
     """
-    names, _ = _modules(config)
+    model = _outline(config)
+    names, _ = _modules(model)
     found = {_CARD_NAMES.get(name, name): place for name, place in given.items()}
     for name in found:
         if name and not any(_holds(name, whole) or _holds(whole, name) for whole in names):
             raise ConfigError(f"device_map: the model has no module {name!r}{nearest(name, names)}")
     if _EMBEDDING in found:  # older cards do not name it, and it has no weights
         found.setdefault("language_model.model.rotary_emb", found[_EMBEDDING])
-    model = _outline(config)
     tensors = [name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())]
     lost = [name for name in tensors if not any(_holds(key, name) for key in found)]
     if lost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ def model_name(path: str | Path) -> str:
     """What a model is called where its folder is all that is known: the folder's name; of an adapter, its run's."""
     folder = Path(path).expanduser().absolute()
     return folder.parent.name if folder.name == "adapter" else folder.name
+
+
+def is_loopback(host: str) -> bool:
+    """Whether who listens at this address is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:

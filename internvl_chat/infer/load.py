@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
-from transformers.utils import is_bitsandbytes_available
 
 from internvl_chat.constants import GROUNDING_TOKENS, SPECIAL_TOKENS
 from internvl_chat.data.template import Framing
@@ -19,12 +18,12 @@ from internvl_chat.infer.chat_model import ChatModel
 from internvl_chat.infer.device_map import Place, Rule, resolve_device_map
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.log import get_logger
-from internvl_chat.model.adapter import Origin, read_origin
+from internvl_chat.model.adapter import Origin, is_adapter, read_origin
+from internvl_chat.model.bits import bits_config
 from internvl_chat.model.build import load_config, load_model
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.model.hub import find_folder
-from internvl_chat.model.layout import ADAPTER_FILE
 from internvl_chat.model.tokenizer import load_tokenizer
 
 __all__ = ["DTYPES", "Loaded", "assemble", "load", "quantization_of"]
@@ -106,10 +105,8 @@ def load(
 def _find(path: str | Path) -> tuple[Path, bool]:
     """The folder, and whether it is that of an adapter. Raises CheckpointError if it is that of nothing."""
     folder = find_folder(path)
-    if (folder / "config.json").is_file():
-        return folder, False
-    if (folder / ADAPTER_FILE).is_file():
-        return folder, True
+    if is_adapter(folder) or (folder / "config.json").is_file():
+        return folder, is_adapter(folder)
     inside = sorted(str(found.parent) for found in folder.glob("*/config.json"))
     hint = f"did you mean {inside[-1]}?" if inside else "it needs config.json, tokenizer.json, *.safetensors"
     raise CheckpointError(f"{path}: not a model folder, there is no config.json in it; {hint}")
@@ -125,21 +122,12 @@ def quantization_of(
     """
     if load_in_8bit and load_in_4bit:
         raise ConfigError("load_in_8bit and load_in_4bit: choose one")
-    if not is_bitsandbytes_available():
-        flag = "load_in_4bit" if load_in_4bit else "load_in_8bit"
-        raise ConfigError(f"{flag} needs the package bitsandbytes: pip install 'internvl_chat[quant]'")
     kept = ["mlp1", "lm_head"]
     if config.vision_config.hidden_size >= _WIDE_TOWER:
         kept.append("vision_model")
         logger.info("the vision tower stays in 16 bits: in fewer, one of this width no longer makes out pictures")
-    return BitsAndBytesConfig(
-        load_in_8bit=load_in_8bit,
-        load_in_4bit=load_in_4bit,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else torch.bfloat16,
-        llm_int8_skip_modules=kept,
-    )
+    compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+    return bits_config(load_in_8bit, load_in_4bit, compute, kept)
 
 
 def assemble(model: InternVLChatModel, tokenizer: Any, image_backend: ImageBackend = "torch") -> ChatModel:
@@ -171,6 +159,7 @@ def _special_ids(tokenizer: Any, template: Framing) -> frozenset[int]:
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:
+    """The device of ``--device``; None = the accelerator if there is one, else the CPU. Raises ConfigError."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device is None:
         return accelerator or torch.device("cpu")
@@ -186,6 +175,7 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | str:
+    """The dtype of ``--dtype``; None = bfloat16, on a CPU float32. Raises ConfigError."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if isinstance(dtype, torch.dtype) or dtype == "auto":

@@ -97,7 +97,7 @@ def stream_answer(
     closed = Event()
     extra |= {
         "streamer": _Tap(tokens),
-        "stopping_criteria": StoppingCriteriaList([*options.get("stopping_criteria", ()), _Closed(closed)]),
+        "stopping_criteria": StoppingCriteriaList([*options.get("stopping_criteria", ()), StopsWhen(closed)]),
     }
     options = {name: value for name, value in options.items() if name != "stopping_criteria"}
     pieces = TextPieces(loaded)
@@ -132,11 +132,11 @@ class _Tap(BaseStreamer):
         """Nothing to do: the end of the thread ends the stream, with or without an error."""
 
 
-class _Closed(StoppingCriteria):
-    """Stops every row once the reader of the stream is gone."""
+class StopsWhen(StoppingCriteria):
+    """Ends ``generate``, all rows, at the token after ``event`` was set, also where tokens make no text to be shown."""
 
-    def __init__(self, closed: Event) -> None:
-        self._closed = closed
+    def __init__(self, event: Event) -> None:
+        self._event = event
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self._closed.is_set(), dtype=torch.bool, device=input_ids.device)
+        return torch.full((input_ids.shape[0],), self._event.is_set(), dtype=torch.bool, device=input_ids.device)

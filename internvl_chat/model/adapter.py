@@ -30,6 +30,11 @@ class Origin:
     fingerprint: str = ""
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether it is the folder of an adapter alone: a whole model beside it wins."""
+    return (folder / ADAPTER_FILE).is_file() and not (folder / "config.json").is_file()
+
+
 def read_origin(folder: Path, base: str | Path | None = None) -> Origin:
     """What the adapter in ``folder`` belongs to; ``base`` overrides where that is. Raises CheckpointError."""
     try:

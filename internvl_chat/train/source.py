@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, TrainingArguments, set_seed
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
-from transformers.utils import is_bitsandbytes_available
 
 from internvl_chat.config.data import DataArguments
 from internvl_chat.config.model import ModelArguments
@@ -22,6 +21,7 @@ from internvl_chat.data.template import OWN_TEMPLATE, get_template
 from internvl_chat.errors import ConfigError
 from internvl_chat.log import get_logger
 from internvl_chat.model.adapter import Origin
+from internvl_chat.model.bits import bits_config, bits_problem
 from internvl_chat.model.build import config_of, load_config, load_model
 from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.model.draft import Parts, check_image_size, draft
@@ -288,23 +288,13 @@ def build_model(source: ModelSource, model: ModelArguments, args: TrainArguments
 
 def quantization_problem(model: ModelArguments) -> str | None:
     """Why a quantised model cannot be loaded here."""
-    if not (model.load_in_4bit or model.load_in_8bit) or is_bitsandbytes_available():
-        return None
-    flag = "--load_in_4bit" if model.load_in_4bit else "--load_in_8bit"
-    return f"{flag} needs the package bitsandbytes: pip install 'internvl_chat[quant]'"
+    return bits_problem(model.load_in_8bit, model.load_in_4bit)
 
 
 def _quantization(model: ModelArguments, args: TrainArguments) -> BitsAndBytesConfig | None:
     if not (model.load_in_4bit or model.load_in_8bit):
         return None
-    if problem := quantization_problem(model):
-        raise ConfigError(problem)
-    return BitsAndBytesConfig(
-        load_in_4bit=model.load_in_4bit,
-        load_in_8bit=model.load_in_8bit,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if args.bf16 else torch.float32,
-        # Small beside the language model, and the output layer feeds the chunked loss.
-        llm_int8_skip_modules=["vision_model", "mlp1", "lm_head"],
-    )
+    # Small beside the language model, and the output layer feeds the chunked loss.
+    kept = ("vision_model", "mlp1", "lm_head")
+    compute = torch.bfloat16 if args.bf16 else torch.float32
+    return bits_config(model.load_in_8bit, model.load_in_4bit, compute, kept)

@@ -70,6 +70,6 @@ def test_what_cannot_be(tiny_folder: Callable[[str], Path], monkeypatch: pytest.
     folder = tiny_folder("qwen2")
     with pytest.raises(ConfigError, match="choose one"):
         load(folder, load_in_8bit=True, load_in_4bit=True)
-    monkeypatch.setattr("internvl_chat.infer.load.is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr("internvl_chat.model.bits.is_bitsandbytes_available", lambda: False)
     with pytest.raises(ConfigError, match=r"load_in_4bit needs the package bitsandbytes: pip install"):
         quantization_of(load_config(folder), False, True, torch.bfloat16)

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from internvl_chat.errors import ConfigError
-from internvl_chat.infer.flags import add_model_flags, model_options
+from internvl_chat.infer.flags import add_model_flags, is_loopback, model_options
 from internvl_chat.log import get_logger, setup_logging
 
 if TYPE_CHECKING:
     from internvl_chat.infer.demo.session import Model, Settings
 
 AUTH_VARIABLE = "INTERNVL_DEMO_AUTH"
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 logger = get_logger(__name__)
 
@@ -157,7 +156,7 @@ def _start(args: argparse.Namespace, models: Sequence[Model]) -> Settings:
 
 
 def _warn(args: argparse.Namespace, auth: tuple[str, str] | None) -> None:
-    if auth is None and (args.share or args.host not in LOCAL_HOSTS):
+    if auth is None and (args.share or not is_loopback(args.host)):
         who = "the internet" if args.share else "everyone who reaches this machine"
         logger.warning("the page is open to %s; --auth USER:PASSWORD asks visitors for a password", who)
 

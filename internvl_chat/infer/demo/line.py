@@ -1,4 +1,4 @@
-"""Who is next: a line of those who wait for a model, and what ends an answer that nobody wants any more."""
+"""Who is next: a line of those who wait for a model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Condition, Event
-from typing import Any
-
-import torch
-from torch import Tensor
-from transformers import StoppingCriteria
 
 
 class Line:
@@ -42,13 +37,3 @@ class Line:
             with self._moved:
                 self._tickets.remove(ticket)
                 self._moved.notify_all()
-
-
-class StopsWhen(StoppingCriteria):
-    """Ends ``generate`` at the token after ``event`` was set, also where tokens make no text that could be shown."""
-
-    def __init__(self, event: Event) -> None:
-        self._event = event
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self._event.is_set(), dtype=torch.bool, device=input_ids.device)

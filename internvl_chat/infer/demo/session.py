@@ -23,10 +23,11 @@ from transformers import StoppingCriteriaList
 from internvl_chat.errors import DataError, InternVLError, first_line
 from internvl_chat.infer.boxes import draw_boxes, legend, parse_boxes
 from internvl_chat.infer.chat import Chat
-from internvl_chat.infer.demo.line import Line, StopsWhen
+from internvl_chat.infer.demo.line import Line
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.infer.pictures import read_picture
 from internvl_chat.infer.settings import searches_beams
+from internvl_chat.infer.stream import StopsWhen
 from internvl_chat.log import get_logger
 
 logger = get_logger(__name__)

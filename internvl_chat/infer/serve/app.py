@@ -107,7 +107,7 @@ class OneModel(ModelManager):
         if bits is None:
             return None
         config = quantization_of(self.loaded.model.config, bits == 8, bits == 4, self.settings.dtype)
-        theirs = {"mlp1": "multi_modal_projector", "vision_model": "vision_tower"}
+        theirs = {"mlp1": "model.multi_modal_projector", "vision_model": "model.vision_tower"}
         kept = config.llm_int8_skip_modules or []
         config.llm_int8_skip_modules = [theirs.get(name, name) for name in kept]
         return config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ipaddress
 import os
 import signal
 import socket
@@ -12,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from internvl_chat.errors import ConfigError
-from internvl_chat.infer.flags import add_model_flags, model_name
+from internvl_chat.infer.flags import add_model_flags, is_loopback, model_name
 from internvl_chat.log import get_logger, setup_logging
 
 logger = get_logger(__name__)
@@ -72,7 +71,7 @@ def _serve(args: argparse.Namespace, place: socket.socket) -> None:
     key = _key(args.api_key)
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
-    if key is None and not _is_loopback(args.host):
+    if key is None and not is_loopback(args.host):
         logger.warning("everyone who reaches %s may ask: no key is set (--api_key, or $%s)", args.host, KEY)
     folder = served_folder(args.checkpoint, args.conv_style, args.base)
     name = args.name or model_name(args.checkpoint)
@@ -172,13 +171,6 @@ def _listen_at(host: str, port: int) -> socket.socket:
             "there: choose another --port"
         ) from error
     return place
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _say_ready(place: socket.socket, name: str, has_key: bool) -> None:

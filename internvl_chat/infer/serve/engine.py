@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cli.serving.utils import InferenceThread
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 from transformers.generation.streamers import BaseStreamer
@@ -20,7 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 from internvl_chat.errors import first_line
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.infer.serve.prompts import Prepared
-from internvl_chat.infer.stream import RawPieces, Stripped
+from internvl_chat.infer.stream import RawPieces, StopsWhen, Stripped
 from internvl_chat.log import get_logger
 from internvl_chat.model.chat import normalize_tiles
 
@@ -133,14 +133,6 @@ class Growing(BaseStreamer):
             self.hand_over(text)
 
 
-class _Closed(StoppingCriteria):
-    def __init__(self, closed: Event) -> None:
-        self._closed = closed
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self._closed.is_set(), dtype=torch.bool, device=input_ids.device)
-
-
 class Engine:
     """Generates with transformers' own InternVL model in one thread; answers wait for their turn there."""
 
@@ -213,5 +205,5 @@ class Engine:
                 generation_config=config,
                 streamer=answer,
                 logits_processor=processors,
-                stopping_criteria=StoppingCriteriaList([_Closed(answer.closed)]),
+                stopping_criteria=StoppingCriteriaList([StopsWhen(answer.closed)]),
             )

@@ -24,12 +24,12 @@ from internvl_chat.infer.flags import model_name
 from internvl_chat.infer.load import assemble
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.log import get_logger
-from internvl_chat.model.adapter import Origin, read_origin
+from internvl_chat.model.adapter import Origin, is_adapter, read_origin
 from internvl_chat.model.build import check_folder, flavour_of, load_config, load_model, read_config_file
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.hf_native import to_hf_config
 from internvl_chat.model.hub import find_folder
-from internvl_chat.model.layout import ADAPTER_FILE, weight_files
+from internvl_chat.model.layout import weight_files
 from internvl_chat.model.tokenizer import load_tokenizer
 
 logger = get_logger(__name__)
@@ -56,7 +56,7 @@ def served_folder(path: str | Path, conv_style: str | None = None, base: str | P
     cannot express, both before weights are read.
     """
     folder = find_folder(path)
-    adapter = (folder / ADAPTER_FILE).is_file() and not (folder / "config.json").is_file()
+    adapter = is_adapter(folder)
     origin = read_origin(folder, base) if adapter else Origin(folder)
     overrides = {**origin.overrides, **({} if conv_style is None else {"template": conv_style})}
     config = load_config(origin.base, overrides)

@@ -18,6 +18,7 @@ from serving_tools import picture, user
 from internvl_chat.cli import main, make_parser
 from internvl_chat.errors import ConfigError
 from internvl_chat.infer.chat import Chat
+from internvl_chat.infer.flags import is_loopback
 from internvl_chat.infer.load import Loaded
 from internvl_chat.infer.serve import command
 
@@ -150,7 +151,7 @@ def test_it_listens_to_this_machine_only() -> None:
     args = make_parser().parse_args(["serve", "model"])
     with command._listen_at(args.host, 0) as place:
         assert place.getsockname()[0] == "127.0.0.1"
-    assert [command._is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::", "box")] == [
+    assert [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::", "box")] == [
         True, True, True, False, False, False
     ]  # fmt: skip
 

@@ -18,6 +18,7 @@ from internvl_chat.infer.chat import Chat
 from internvl_chat.infer.load import load
 from internvl_chat.infer.serve import export
 from internvl_chat.infer.serve.export import describe, exports_folder, served_folder
+from internvl_chat.tools.tiny import make_tiny
 
 
 @pytest.fixture()
@@ -149,3 +150,32 @@ def test_an_adapter_is_merged_into_its_base(copy: Path, tmp_path: Path, pictures
     assert asked[tmp_path / "adapter"] == asked[found] != asked[copy]
     base = Path(shutil.copytree(copy, tmp_path / "moved"))
     assert served_folder(tmp_path / "adapter", base=base) != found, "another base is another model"
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8, "Linear8bitLt"), (4, "Linear4bit")])
+@pytest.mark.parametrize("wide", [False, True])
+def test_served_in_few_bits_as_loaded_in_few_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, kind: str, wide: bool
+) -> None:
+    """Under transformers' names too neither the projector is packed, nor the output layer, nor a wide tower."""
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr("internvl_chat.infer.load._WIDE_TOWER", 128 if wide else 3200)
+    from internvl_chat.infer.serve.app import OneModel, Settings
+
+    folder = served_folder(make_tiny(tmp_path / "wide", "qwen2", vision_hidden=128, llm_hidden=128))
+    manager = OneModel(Settings(folder, ("wide",), bits=bits), describe(folder))
+    whole = {
+        name
+        for name, part in manager.model.named_modules()
+        if isinstance(part, torch.nn.Linear) and type(part).__name__ != kind
+    }
+    tower = {name for name in whole if name.startswith("model.vision_tower.")}
+    assert {name.rpartition(".")[2] for name in whole - tower} == {"linear_1", "linear_2", "lm_head"}
+    assert bool(tower) is wide
+    packed = [name for name, part in manager.model.named_modules() if type(part).__name__ == kind]
+    assert any("language_model" in name for name in packed)
+    assert any("vision_tower" in name for name in packed) is not wide
+    with torch.no_grad():
+        ids = manager.model.generate(input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False)
+    assert ids.shape == (1, 6)
+    manager.shutdown()
