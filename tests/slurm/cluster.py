@@ -131,7 +131,10 @@ class Cluster:
     def ranks(self, number: int, node: str | None = None) -> list[psutil.Process]:
         """The training processes of a job, on one node or on all."""
         tasks = [task for stepd in self._stepds(node, number) for task in stepd.children(recursive=True)]
-        return [task for task in tasks if "python" in _words(task)[0] and "internvl_chat.train" in _words(task)]
+        found = [task for task in tasks if "python" in _words(task)[0] and "internvl_chat.train" in _words(task)]
+        # A process that a rank has just forked, to run something else, still looks like the rank.
+        numbers = {task.pid for task in found}
+        return [task for task in found if _parent(task) not in numbers]
 
     def kill_node(self, node: str) -> None:
         """What a power cut does: slurmd, slurmstepd and all tasks of the node are gone at once."""
@@ -241,6 +244,12 @@ def _start_munge(cluster: Cluster) -> None:
 
 def _alive(pid_file: Path) -> bool:
     return psutil.pid_exists(int(pid_file.read_text()))
+
+
+def _parent(task: psutil.Process) -> int | None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return int(task.ppid())
+    return None
 
 
 def _words(process: psutil.Process) -> list[str]:
