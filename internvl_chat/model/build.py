@@ -28,6 +28,7 @@ from internvl_chat.model.layout import (
     set_conversions,
     stored_tensors,
 )
+from internvl_chat.model.loading import ONE_AT_A_TIME
 from internvl_chat.model.token_rows import unfolded_state
 from internvl_chat.model.tokenizer import image_token_id, load_tokenizer
 from internvl_chat.model.zero3 import gathered
@@ -159,16 +160,17 @@ def load_model(
     register_hf_native()
     attention = resolve_attention(attn_implementation, device)
     try:
-        model: InternVLChatModel = InternVLChatModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            local_files_only=True,
-            weights_only=True,
-            quantization_config=quantization,
-            device_map=device_map,
-        )
+        with ONE_AT_A_TIME:
+            model: InternVLChatModel = InternVLChatModel.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                local_files_only=True,
+                weights_only=True,
+                quantization_config=quantization,
+                device_map=device_map,
+            )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the weights cannot be loaded: {error}") from error
     set_conversions(model)
@@ -201,7 +203,8 @@ def load_weights(model: InternVLChatModel, folder: Path) -> None:
     except CheckpointError as error:
         raise CheckpointError(f"{error}. Resume with the model that the checkpoint was made with") from error
     config = copy.deepcopy(model.config)
-    found = InternVLChatModel.from_pretrained(folder, config=config, dtype="auto", local_files_only=True)
+    with ONE_AT_A_TIME:
+        found = InternVLChatModel.from_pretrained(folder, config=config, dtype="auto", local_files_only=True)
     model.load_state_dict(unfolded_state(model, found.state_dict()))
 
 

@@ -15,6 +15,7 @@ from internvl_chat.model.attention import resolve_attention
 from internvl_chat.model.build import load_config, load_model, settle_tying
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.layout import StoredTensor, check_shapes, set_conversions, stored_tensors
+from internvl_chat.model.loading import ONE_AT_A_TIME
 from internvl_chat.model.lora import apply_adapter
 from internvl_chat.model.parts import read_tensors
 from internvl_chat.model.tokenizer import image_token_id, load_tokenizer
@@ -64,9 +65,10 @@ def load_unwrapped(folder: Path, dtype: torch.dtype | str = "auto") -> tuple[Int
     check_shapes(folder, shapes, config, "original")
     tokenizer = load_tokenizer(folder)
     config.img_context_token_id = image_token_id(tokenizer)
-    model = InternVLChatModel.from_pretrained(
-        None, config=config, state_dict=state, dtype=dtype, attn_implementation=resolve_attention("auto")
-    )
+    with ONE_AT_A_TIME:
+        model = InternVLChatModel.from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype, attn_implementation=resolve_attention("auto")
+        )
     set_conversions(model)
     return model.eval(), tokenizer
 

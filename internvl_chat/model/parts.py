@@ -31,6 +31,7 @@ from internvl_chat.model.draft import (
     vision_config,
 )
 from internvl_chat.model.layout import read_bin, stored_tensors
+from internvl_chat.model.loading import ONE_AT_A_TIME
 from internvl_chat.model.projector import build_projector
 from internvl_chat.model.save import save_model_folder
 from internvl_chat.model.tokenizer import save_tokenizer
@@ -135,9 +136,15 @@ def load_llm(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Language model of a folder whose config ``llm_config`` accepts. Raises CheckpointError."""
     config = llm_config(path)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
-        )
+        with ONE_AT_A_TIME:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: the language model cannot be loaded: {error}") from error
     model, info = loaded

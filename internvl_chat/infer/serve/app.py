@@ -31,6 +31,7 @@ from internvl_chat.infer.serve.faults import ApiError, wrong
 from internvl_chat.infer.serve.gate import GONE
 from internvl_chat.infer.serve.prompts import Limits, Prepared, prepare_chat, prepare_text
 from internvl_chat.log import get_logger
+from internvl_chat.model.loading import ONE_AT_A_TIME
 
 logger = get_logger(__name__)
 
@@ -92,13 +93,14 @@ class OneModel(ModelManager):
     def _load_model(self, model_id_and_revision: str, *args: Any, **kwargs: Any) -> Any:
         """transformers' own InternVL model, in eval mode."""
         settings = self.settings
-        model = AutoModelForImageTextToText.from_pretrained(
-            settings.folder,
-            dtype=settings.dtype,
-            device_map="auto" if settings.spread else {"": settings.device},
-            quantization_config=self.get_quantization_config(),
-            local_files_only=True,
-        )
+        with ONE_AT_A_TIME:
+            model = AutoModelForImageTextToText.from_pretrained(
+                settings.folder,
+                dtype=settings.dtype,
+                device_map="auto" if settings.spread else {"": settings.device},
+                quantization_config=self.get_quantization_config(),
+                local_files_only=True,
+            )
         return model.eval()
 
     def get_quantization_config(self) -> Any:
