@@ -26,17 +26,17 @@ LEVELS = {
     "data": 2,
     "model": 2,
     "folder": 3,
-    "train": 4,
     "infer": 4,
-    "tools": 5,
     "eval": 5,
-    "cli": 6,
+    "train": 6,
+    "tools": 7,
+    "cli": 8,
 }
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
 # Heavy, optional or picky about the machine: imported where they are used, never with the module.
 LATE = {"deepspeed", "decord", "av", "fsspec", "aiohttp", "s3fs", "pyarrow", "yaml", "flash_attn", "liger_kernel"}
-LATE |= {"gradio", "fastapi", "uvicorn", "openai", "bitsandbytes", "petrel_client", "apex"}
+LATE |= {"openpyxl", "lmms_eval", "gradio", "fastapi", "uvicorn", "openai", "bitsandbytes", "petrel_client", "apex"}
 MAY_PRINT = ("cli.py", "tools/", "infer/command.py", "infer/repl.py")
 ENTRY_POINTS = ("__main__.py", "train/__main__.py", "train/torchrun.py")
 SEEDED = ("default_rng", "Generator", "SeedSequence")

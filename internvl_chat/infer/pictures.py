@@ -35,12 +35,15 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.I)
 class Video:
     """A video file, animated picture or folder of frames, of which ``num_segments`` frames are seen.
 
-    They are the middles of equal parts, as the model cards choose them; ``bound``: of (start, end) in seconds.
+    They are the middles of equal parts, as the model cards choose them; ``bound``: of (start, end) in seconds. A folder
+    of frames says nothing of time: ``fps`` does. ``first``: the number that the first frame has in the rounding.
     """
 
     source: Path | str
     num_segments: int = NUM_SEGMENTS
     bound: tuple[float, float] | None = None
+    fps: float | None = None
+    first: int = 0
 
     def __post_init__(self) -> None:
         if self.num_segments < 1:
@@ -49,10 +52,21 @@ class Video:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A picture, or the frames of a video, and the most tiles that each may be cut into."""
+    """A picture, or the frames of a video, and the most tiles that each may be cut into.
 
-    source: Picture | Video
+    ``enlarge``: a picture is made so many times as wide and high before (bilinear).
+    """
+
+    source: Picture | Video | Joined
     max_tiles: int
+    enlarge: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Several pictures at one tag: their tiles follow each other as if they were of one."""
+
+    parts: tuple[Shown, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +93,12 @@ def read_video(video: Video) -> list[Image.Image]:
     def read() -> list[Image.Image]:
         path = Path(video.source).expanduser()
         info = read_video_info(path)
+        fps = info.fps if video.fps is None else video.fps
         if video.bound is not None:
-            clip_range(video.bound, info.fps, info.frames)
-        numbers = inference_indices(video.bound, info.fps, info.frames - 1, 0, video.num_segments)
-        return read_frames(path, [min(max(number, 0), info.frames - 1) for number in numbers])
+            clip_range(video.bound, fps, info.frames)
+        last = video.first + info.frames - 1
+        numbers = inference_indices(video.bound, fps, last, video.first, video.num_segments)
+        return read_frames(path, [min(max(number - video.first, 0), info.frames - 1) for number in numbers])
 
     return _told(read)
 
@@ -98,8 +114,11 @@ def cut_shown(shown: Sequence[Shown], settings: TileSettings) -> Tiles:
     cut = []
     for one in shown:
         own = replace(settings, max_tiles=one.max_tiles)
+        if isinstance(one.source, Joined):
+            cut.append(cut_shown(one.source.parts, settings).pixels)
+            continue
         pictures = read_video(one.source) if isinstance(one.source, Video) else [read_picture(one.source)]
-        cut += [cut_tiles(picture, own) for picture in pictures]
+        cut += [cut_tiles(_enlarged(picture, one.enlarge), own) for picture in pictures]
     empty = torch.zeros((0, 3, settings.size, settings.size), dtype=torch.uint8)
     return Tiles(torch.cat(cut) if cut else empty, tuple(len(tiles) for tiles in cut))
 
@@ -110,15 +129,18 @@ def count_shown(shown: Sequence[Shown], settings: TileSettings) -> tuple[int, ..
     for one in shown:
         own = replace(settings, max_tiles=one.max_tiles)
         source = one.source
-        if isinstance(source, Video):
+        if isinstance(source, Joined):
+            counts.append(sum(count_shown(source.parts, settings)))
+        elif isinstance(source, Video):
             video = Path(source.source).expanduser()
             info = _told(lambda path=video: read_video_info(path))  # type: ignore[misc]
             counts += [count_tiles(info.width, info.height, own)] * source.num_segments
         elif isinstance(source, Image.Image):
-            counts.append(count_tiles(*source.size, own))
+            counts.append(count_tiles(source.width * one.enlarge, source.height * one.enlarge, own))
         else:
             file = _file_of(source)
-            counts.append(count_tiles(*_told(lambda file=file: read_image_size(file)), own))  # type: ignore[misc]
+            width, height = _told(lambda file=file: read_image_size(file))  # type: ignore[misc]
+            counts.append(count_tiles(width * one.enlarge, height * one.enlarge, own))
     return tuple(counts)
 
 
@@ -157,6 +179,12 @@ def encode_pictures(model: InternVLChatModel, pixels: Tensor) -> Tensor:
         shape = (0, model.config.num_image_token, model.config.llm_config.hidden_size)
         return torch.zeros(shape, dtype=model.dtype, device=model.device)
     return torch.cat([model.extract_feature(part.to(model.device)) for part in pixels.split(TILES_AT_ONCE)])
+
+
+def _enlarged(picture: Image.Image, times: int) -> Image.Image:
+    if times == 1:
+        return picture
+    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.BILINEAR)
 
 
 def _file_of(source: Path | str | Medium) -> Path | Medium:

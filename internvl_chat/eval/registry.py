@@ -1,0 +1,49 @@
+"""All tasks, the keys of ``evaluate.sh`` that name them, and groups of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from importlib import import_module
+
+from internvl_chat.errors import ConfigError, nearest
+from internvl_chat.eval.task import Task
+
+# Modules of eval/tasks, each with TASKS (a tuple of Task) and KEYS (key of evaluate.sh -> names of its tasks).
+MODULES: tuple[str, ...] = ("scienceqa",)
+# Groups of keys.
+GROUPS: dict[str, tuple[str, ...]] = {}
+
+
+@cache
+def tasks() -> dict[str, Task]:
+    """Every task by its name."""
+    found: dict[str, Task] = {}
+    for module in MODULES:
+        for task in import_module(f"internvl_chat.eval.tasks.{module}").TASKS:
+            if task.name in found:
+                raise ValueError(f"two tasks are called {task.name!r}")
+            found[task.name] = task
+    return found
+
+
+@cache
+def keys() -> dict[str, tuple[str, ...]]:
+    """Key of ``evaluate.sh`` -> names of its tasks."""
+    found: dict[str, tuple[str, ...]] = {}
+    for module in MODULES:
+        found |= import_module(f"internvl_chat.eval.tasks.{module}").KEYS
+    return found
+
+
+def resolve(names: Iterable[str]) -> list[Task]:
+    """Tasks of keys, groups and task names, in order, each once. Raises ConfigError for a name that nothing has."""
+    chosen: dict[str, Task] = {}
+    for name in names:
+        for key in GROUPS.get(name, (name,)):
+            for task in keys().get(key, (key,)):
+                if task not in tasks():
+                    known = [*keys(), *tasks(), *GROUPS]
+                    raise ConfigError(f"no task {name!r}{nearest(name, known)}; `internvl eval --list` shows all")
+                chosen[task] = tasks()[task]
+    return list(chosen.values())
