@@ -15,7 +15,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -26,7 +26,15 @@ from internvl_chat.log import get_logger
 logger = get_logger(__name__)
 
 Key = TypeVar("Key", bound=int | str)
-_MEND = "--overwrite begins anew, another --output keeps both"
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a user is told: ``flag`` before the file's name, ``mend`` where it is not of these items or settings."""
+
+    flag: str = "--output "
+    mend: str = "--overwrite begins anew, another --output keeps both"
+    room: str = ", or give another --output"
 
 
 @dataclass(frozen=True)
@@ -42,11 +50,15 @@ class _Place:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it ended. ``whole``: OUTPUT is there; ``there``: items with a line; ``errors``: the lines without answer."""
+    """How it ended. ``whole``: OUTPUT is there; ``there``: items with a line; ``errors``: the lines without answer.
+
+    ``merged``: it was this process that put OUTPUT together.
+    """
 
     whole: bool
     there: int
     errors: tuple[dict[str, Any], ...] = ()
+    merged: bool = field(default=False, compare=False)
 
 
 class AnswersFile(Generic[Key]):
@@ -63,6 +75,7 @@ class AnswersFile(Generic[Key]):
         world_size: int = 1,
         run: str | None = None,
         overwrite: bool = False,
+        words: Words | None = None,
     ) -> None:
         """Every ``world_size``-th item from ``rank`` on is this process's; what has an answer already is not asked.
 
@@ -72,6 +85,8 @@ class AnswersFile(Generic[Key]):
         items or settings, is being written by somebody else, or cannot be written.
         """
         self.path, self.items = path, dict(items)
+        self._words = words or Words()
+        self._mend = self._words.mend
         self._parts = path.with_name(f"{path.name}.parts")
         self._head = path.with_name(f"{path.name}.settings.json")
         self._key_name, self._run = key_name, uuid.uuid4().hex if run is None else run
@@ -131,7 +146,7 @@ class AnswersFile(Generic[Key]):
                 return Outcome(True, len(found))
             else:
                 return Outcome(False, there)
-        return Outcome(True, there, tuple(errors))
+        return Outcome(True, there, tuple(errors), merged=True)
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
@@ -142,8 +157,8 @@ class AnswersFile(Generic[Key]):
             yield
         except OSError as error:
             raise ConfigError(
-                f"--output {self.path} cannot be written ({first_line(error)}); make room or see to the folder, and "
-                "run the same command again, or give another --output"
+                f"{self._words.flag}{self.path} cannot be written ({first_line(error)}); make room or see to the "
+                f"folder, and run the same command again{self._words.room}"
             ) from error
 
     @contextmanager
@@ -167,9 +182,11 @@ class AnswersFile(Generic[Key]):
             return
         elif self.path.exists() or self._parts.is_dir():
             if text:
-                raise ConfigError(f"{self._head} is damaged, which says how {self.path.name} was made; {_MEND}")
+                raise ConfigError(f"{self._head} is damaged, which says how {self.path.name} was made; {self._mend}")
             self._head.unlink()
-            raise ConfigError(f"{self.path} is there, but not {self._head.name}, which says how it was made; {_MEND}")
+            raise ConfigError(
+                f"{self.path} is there, but not {self._head.name}, which says how it was made; {self._mend}"
+            )
         self._head.write_text(json.dumps({"run": self._run, "settings": settings}, indent=2) + "\n", encoding="utf-8")
 
     def _compare(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -177,7 +194,7 @@ class AnswersFile(Generic[Key]):
             if before.get(name) != now.get(name):
                 raise ConfigError(
                     f"{self.path} was begun with {name} = {json.dumps(before.get(name))}, now it is "
-                    f"{json.dumps(now.get(name))}; {_MEND}"
+                    f"{json.dumps(now.get(name))}; {self._mend}"
                 )
 
     def _unanswered(self, share: Iterable[Key]) -> list[Key]:
@@ -220,19 +237,21 @@ class AnswersFile(Generic[Key]):
 
     def _tell_unreadable(self, file: Path, number: int) -> None:
         if file == self.path:
-            raise ConfigError(f"{file}, line {number} is not one that was written here; {_MEND}")
+            raise ConfigError(f"{file}, line {number} is not one that was written here; {self._mend}")
         logger.warning("%s, line %d is damaged; its item is asked again", file, number)
 
     def _is_of_item(self, file: Path, record: Mapping[str, Any]) -> bool:
         """Whether a line is of an item as it is now; raises ConfigError for an answer that is not."""
         key = record[self._key_name]
         if not isinstance(key, (int, str)) or key not in self.items:
-            raise ConfigError(f"{file} has an answer to {self._key_name} {key!r}, which is no longer asked; {_MEND}")
+            raise ConfigError(
+                f"{file} has an answer to {self._key_name} {key!r}, which is no longer asked; {self._mend}"
+            )
         same: bool = record.get("digest") == self.items[key]
         if not same and "error" not in record:  # an error is tried again; that it is mended now is what one hopes for
             what = f"{self._key_name} {key!r}"
             raise ConfigError(
-                f"{file} has an answer to {what}, but {what}, or a file that it names, has changed since; {_MEND}"
+                f"{file} has an answer to {what}, but {what}, or a file that it names, has changed since; {self._mend}"
             )
         return same
 

@@ -4,41 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from internvl_chat.data.faults import Fault
 from internvl_chat.data.record import parse_json
-from internvl_chat.errors import CheckpointError, ConfigError, DataError, first_line
+from internvl_chat.errors import DataError, first_line
 from internvl_chat.infer.answers_file import AnswersFile, Outcome
 from internvl_chat.infer.ask_line import Asked, Reading, ask_line, media_sizes
 from internvl_chat.infer.batch import answers
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.infer.pictures import NUM_SEGMENTS
+from internvl_chat.infer.progress import Progress
 from internvl_chat.infer.questions import Question
 from internvl_chat.launch import Launch
 from internvl_chat.log import get_logger
-from internvl_chat.model.adapter import ORIGIN, is_adapter, read_origin
-from internvl_chat.model.hub import find_folder
-from internvl_chat.model.layout import ADAPTER_FILE, fingerprint
 
 logger = get_logger(__name__)
 
-_REPORT_S = 10.0
 _ERRORS_TOLD = 10
-# Files of a folder beside its weights that change what it answers: how text becomes ids, when an answer ends.
-_SMALL_FILES = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "chat_template.json", ADAPTER_FILE, ORIGIN,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,7 +98,7 @@ def _answer(asking: Asking, loaded: Loaded, file: AnswersFile[int], lines: Mappi
     reading = Reading(loaded.tiles, asking.root, asking.num_segments, asking.system)
     asked: dict[int, tuple[int, Asked]] = {}  # number of the question -> its line
     places = count()
-    progress = _Progress(len(file.todo))
+    progress = Progress(len(file.todo), "lines")
 
     def fail(number: int, error: DataError) -> None:
         file.add(number, {**_id_of(lines[number]), "error": str(error)})
@@ -146,25 +133,6 @@ def _id_of(line: bytes) -> dict[str, Any]:
     return {"id": data["id"]} if data.get("id") is not None else {}
 
 
-class _Progress:
-    """A line in the log every few seconds."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._done, self._failed, self._tokens = total, 0, 0, 0
-        self._start = self._told = time.monotonic()
-
-    def add(self, tokens: int, failed: bool = False) -> None:
-        self._done, self._failed, self._tokens = self._done + 1, self._failed + failed, self._tokens + tokens
-        now = time.monotonic()
-        if now - self._told >= _REPORT_S or self._done == self._total:
-            self._told = now
-            left = (now - self._start) / self._done * (self._total - self._done)
-            logger.info(
-                "%d of %d lines, %d failed, %.1f tokens/s, %.0f s to go",
-                self._done, self._total, self._failed, self._tokens / max(now - self._start, 1e-9), left,
-            )  # fmt: skip
-
-
 def tell(outcome: Outcome, output: Path, total: int) -> int:
     """Log how it ended. Returns the exit status: 1 if OUTPUT has lines without answer.
 
@@ -182,45 +150,3 @@ def tell(outcome: Outcome, output: Path, total: int) -> int:
         more = max(0, len(errors) - _ERRORS_TOLD)
         logger.warning("%sthe same command tries them again", f"and {more} more; " if more else "")
     return int(bool(errors))
-
-
-def share_machine(launch: Launch, device: str | None) -> str | None:
-    """The device of this process among those of its node; on the CPU they share the cores. Raises ConfigError."""
-    if launch.local_world_size == 1 or device not in (None, "cpu"):
-        return device
-    cards = torch.cuda.device_count() if device is None else 0
-    if cards == 1:  # each process was given a card of its own
-        return "cuda:0"
-    if cards > 1:
-        if launch.local_rank >= cards:
-            raise ConfigError(f"{launch.local_world_size} processes on this node, but {cards} GPUs; start {cards}")
-        torch.cuda.set_device(launch.local_rank)  # kernels of Triton run on the current one
-        return f"cuda:{launch.local_rank}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // launch.local_world_size))
-    return device
-
-
-def name_checkpoint(path: str, base: str | None = None) -> str:
-    """Name of a model or adapter folder and hashes that tell it from a changed one. Raises CheckpointError.
-
-    They are of samples of the weights and of the small files that answers depend on, an adapter's base included.
-    """
-    folder = find_folder(path)
-    if is_adapter(folder):
-        origin = read_origin(folder, base).base
-        hashes = [fingerprint(folder / "adapter_model.safetensors"), _hash_small_files(folder)]
-        hashes += [fingerprint(origin), _hash_small_files(origin)]
-    elif (folder / "config.json").is_file():
-        hashes = [fingerprint(folder), _hash_small_files(folder)]
-    else:
-        raise CheckpointError(f"{path}: not a model folder, there is no config.json in it")
-    return " ".join([folder.resolve().name, *hashes])
-
-
-def _hash_small_files(folder: Path) -> str:
-    found = hashlib.sha256()
-    for name in _SMALL_FILES:
-        if (folder / name).is_file():
-            found.update(f"{name};{hashlib.sha256((folder / name).read_bytes()).hexdigest()};".encode())
-    return found.hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -28,37 +29,78 @@ class Answer:
     finish: Literal["stop", "length"]
 
 
+# Most tokens of the prompts of a batch, pads included: of small models on large cards more fit, of large ones less.
+BATCH_TOKENS = 65536
+_READERS = 2
+
+
 def answers(
-    loaded: Loaded, questions: Iterable[Question], batch_size: int = 8, window: int = 32, **generation: Any
+    loaded: Loaded,
+    questions: Iterable[Question],
+    batch_size: int = 8,
+    window: int = 32,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    readers: int = _READERS,
+    **generation: Any,
 ) -> Iterator[tuple[int, Answer | DataError]]:
     """(number of the question, its answer), batch by batch; of a question whose media cannot be used, its DataError.
 
     Within ``window`` batches prompts of like length go together, the longest first, left-padded; questions are taken
-    from the iterable no earlier than that. Greedy answers are those of ``Chat.ask`` (up to ties within rounding: a
-    batch sums in another order). ``generation``: arguments of transformers' ``generate``. Raises ConfigError.
+    from the iterable no earlier than that. A batch has ``batch_size`` questions, fewer where their prompts would have
+    more than ``batch_tokens`` tokens. While one is answered, ``readers`` threads cut the pictures of the next. Greedy
+    answers are those of ``Chat.ask`` (up to ties within rounding: a batch sums in another order). ``generation``:
+    arguments of transformers' ``generate``. Raises ConfigError.
     """
-    if batch_size < 1 or window < 1:
-        raise ConfigError(f"batch_size {batch_size}, window {window}: at least 1")
+    if min(batch_size, window, batch_tokens, readers) < 1:
+        raise ConfigError(
+            f"batch_size {batch_size}, window {window}, batch_tokens {batch_tokens}, readers {readers}: at least 1"
+        )
     options = generation_options(generation)
     left = enumerate(questions)
-    while part := dict(islice(left, batch_size * window)):
-        rows: dict[int, np.ndarray] = {}
-        for number, question in part.items():
-            try:
-                rows[number] = prompt_ids(loaded, question.turns, count_shown(question.shown, loaded.tiles))
-            except DataError as error:
-                yield number, error
-        order = sorted(rows, key=lambda number: -len(rows[number]))
-        for start in range(0, len(order), batch_size):
-            pixels: dict[int, Tensor] = {}
-            for number in order[start : start + batch_size]:
+    with ThreadPoolExecutor(readers, "internvl-read") as pool:
+        while part := dict(islice(left, batch_size * window)):
+            rows: dict[int, np.ndarray] = {}
+            for number, question in part.items():
                 try:
-                    pixels[number] = cut_shown(part[number].shown, loaded.tiles).pixels
+                    rows[number] = prompt_ids(loaded, question.turns, count_shown(question.shown, loaded.tiles))
                 except DataError as error:
                     yield number, error
-            if pixels:
-                found = _answer_batch(loaded, [rows[number] for number in pixels], [*pixels.values()], options)
-                yield from zip(pixels, found, strict=True)
+
+            def read(batch: Sequence[int], part: Mapping[int, Question] = part) -> list[Future[Tensor]]:
+                return [pool.submit(_pixels_of, loaded, part[number]) for number in batch]
+
+            batches = cut_batches({number: len(row) for number, row in rows.items()}, batch_size, batch_tokens)
+            coming = read(batches[0]) if batches else []
+            for batch, behind in zip(batches, [*batches[1:], []], strict=True):
+                reading, coming = coming, read(behind)
+                pixels: dict[int, Tensor] = {}
+                for number, future in zip(batch, reading, strict=True):
+                    try:
+                        pixels[number] = future.result()
+                    except DataError as error:
+                        yield number, error
+                if pixels:
+                    found = _answer_batch(loaded, [rows[number] for number in pixels], [*pixels.values()], options)
+                    yield from zip(pixels, found, strict=True)
+
+
+def cut_batches(lengths: Mapping[int, int], size: int, tokens: int) -> list[list[int]]:
+    """Numbers of prompts by their lengths, the longest first, cut into batches of at most ``size``.
+
+    Padded to its longest a batch has at most ``tokens`` tokens, unless it is one prompt alone.
+    """
+    batches: list[list[int]] = []
+    for number in sorted(lengths, key=lambda number: -lengths[number]):
+        if batches and len(batches[-1]) < min(size, tokens // lengths[batches[-1][0]]):
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches
+
+
+def _pixels_of(loaded: Loaded, question: Question) -> Tensor:
+    return cut_shown(question.shown, loaded.tiles).pixels
 
 
 def _answer_batch(

@@ -105,7 +105,9 @@ def _converse(args: argparse.Namespace, generation: dict[str, Any]) -> int:
 
 def _answer_file(args: argparse.Namespace, generation: dict[str, Any]) -> int:
     """A file of questions; this process's share of it under a launcher."""
-    from internvl_chat.infer.ask_file import Asking, answer_file, name_checkpoint, share_machine, tell
+    from internvl_chat.infer.ask_file import Asking, answer_file, tell
+    from internvl_chat.infer.checkpoint import name_checkpoint
+    from internvl_chat.infer.sharing import share_machine
     from internvl_chat.launch import find_launch, name_of_run
 
     if args.output is None:

@@ -25,17 +25,17 @@ from internvl_chat.infer.ask_file import (
     Asking,
     answer_file,
     digest_of,
-    name_checkpoint,
     read_lines,
-    share_machine,
     tell,
 )
 from internvl_chat.infer.ask_line import Reading, ask_line
 from internvl_chat.infer.batch import answers
 from internvl_chat.infer.chat import Chat
+from internvl_chat.infer.checkpoint import name_checkpoint
 from internvl_chat.infer.load import Loaded
 from internvl_chat.infer.pictures import Shown
 from internvl_chat.infer.questions import Question
+from internvl_chat.infer.sharing import share_machine
 from internvl_chat.launch import Launch
 
 SIX = {"max_new_tokens": 6}
