@@ -15,6 +15,7 @@ from internvl_chat.log import hush_libraries
 TOOLS = {
     "chat": ("internvl_chat.infer.command", "ask a checkpoint about pictures: one question, or a conversation"),
     "serve": ("internvl_chat.infer.serve.command", "answer OpenAI's protocol over HTTP, through transformers serve"),
+    "eval": ("internvl_chat.eval.command", "score a checkpoint on benchmarks, or on data of your own"),
     "demo": ("internvl_chat.infer.demo.command", "a page in the browser: pictures, videos, boxes, two models"),
     "models": ("internvl_chat.tools.models", "list the released models of the series, and where to get them"),
     "export": ("internvl_chat.tools.export", "write a model folder in the HF-native or the original layout"),

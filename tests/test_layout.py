@@ -21,6 +21,7 @@ LEVELS = {
     "constants": 0,
     "errors": 0,
     "log": 0,
+    "page": 0,
     "launch": 1,
     "config": 1,
     "data": 2,
@@ -37,8 +38,8 @@ MAX_FUNCTION_LINES = 60
 # Heavy, optional or picky about the machine: imported where they are used, never with the module.
 LATE = {"deepspeed", "decord", "av", "fsspec", "aiohttp", "s3fs", "pyarrow", "yaml", "flash_attn", "liger_kernel"}
 LATE |= {"openpyxl", "lmms_eval", "gradio", "fastapi", "uvicorn", "openai", "bitsandbytes", "petrel_client", "apex"}
-MAY_PRINT = ("cli.py", "tools/", "infer/command.py", "infer/repl.py")
-ENTRY_POINTS = ("__main__.py", "train/__main__.py", "train/torchrun.py")
+MAY_PRINT = ("cli.py", "tools/", "infer/command.py", "infer/repl.py", "eval/command.py")
+ENTRY_POINTS = ("__main__.py", "eval/__main__.py", "train/__main__.py", "train/torchrun.py")
 SEEDED = ("default_rng", "Generator", "SeedSequence")
 RANDOM_FUNCTIONS = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "manual_seed", "seed"}
 

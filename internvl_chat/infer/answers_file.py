@@ -62,7 +62,10 @@ class Outcome:
 
 
 class AnswersFile(Generic[Key]):
-    """One process's share of the answers. ``todo``: the keys that are still to be answered, in the items' order."""
+    """One process's share of the answers. ``todo``: the keys that are still to be answered, in the items' order.
+
+    ``done_before``: OUTPUT was there already, with an answer to each.
+    """
 
     def __init__(
         self,
@@ -100,6 +103,7 @@ class AnswersFile(Generic[Key]):
         with self._told(), self._alone():
             self._check_head(json.loads(json.dumps(dict(settings))), overwrite)
             self.todo = self._unanswered(share)
+            self.done_before = path.exists() and not self._parts.is_dir() and not self._unanswered(self.items)
             if self.todo:
                 self._fd = self._lock_part(self._own)
                 self._drop_half_line()

@@ -19,8 +19,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda, cuda:1, ... (default: an accelerator if there is one)")
     add("--device_map", choices=("auto", "card"), help="spread over all GPUs: evenly, or by the model cards' rule")
     add("--dtype", help="bfloat16, float16, float32, auto (default: bfloat16, on a CPU float32)")
-    add("--load_in_8bit", action="store_true", help="weights in 8 bits, through bitsandbytes")
-    add("--load_in_4bit", action="store_true", help="weights in 4 bits, through bitsandbytes")
+    add("--load_in_8bit", "--load-in-8bit", action="store_true", help="weights in 8 bits, through bitsandbytes")
+    add("--load_in_4bit", "--load-in-4bit", action="store_true", help="weights in 4 bits, through bitsandbytes")
     add("--image_backend", choices=("torch", "pillow"), default="torch", help="who resizes pictures (default: torch)")
 
 

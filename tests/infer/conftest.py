@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from internvl_chat.infer.load import Loaded, load
-from internvl_chat.model.build import load_model
 from internvl_chat.tools.tiny import make_tiny
+from tests.models import enliven
 
 KINDS = ("qwen2", "qwen3", "qwen3_moe", "llama", "phi3", "internlm2")
 
@@ -30,13 +30,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     def make(llm: str) -> Path:
         if llm not in made:
             folder = make_tiny(tmp_path_factory.mktemp(llm), llm, vision_hidden=32, llm_hidden=32, vocab_size=300)
-            model = load_model(folder, dtype=torch.float32)
-            generator = torch.Generator().manual_seed(5)
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    spread = 0.1 if parameter.dim() == 1 else 2.0 / parameter[0].numel() ** 0.5
-                    parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
-            model.save_pretrained(folder)
+            enliven(folder)
             made[llm] = folder
         return made[llm]
 

@@ -1,0 +1,246 @@
+"""``internvl eval``: a checkpoint, benchmarks, scores; shared by the processes of torchrun and srun."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from internvl_chat.errors import ConfigError
+from internvl_chat.eval.flags import add_arguments as add_arguments
+from internvl_chat.eval.flags import wishes_of
+from internvl_chat.infer.flags import model_name, model_options
+from internvl_chat.log import get_logger, setup_logging
+
+if TYPE_CHECKING:
+    from internvl_chat.eval.plan import Job
+    from internvl_chat.eval.results import Run
+    from internvl_chat.eval.run import Setup
+    from internvl_chat.eval.task import Judge, Task
+    from internvl_chat.infer.loaded import Loaded
+    from internvl_chat.launch import Launch
+
+logger = get_logger(__name__)
+
+# Flags that change answers and hold for all tasks of a run.
+_FOR_ALL = ("dtype", "load_in_8bit", "load_in_4bit", "image_backend", "conv_style", "system", "seed")
+_INSTEAD = ("list", "verify", "prepare", "predictions", "report")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments of ``python -m internvl_chat.eval``, as ``evaluate.sh`` calls it."""
+    parser = argparse.ArgumentParser(prog="python -m internvl_chat.eval")
+    add_arguments(parser)
+    return parser.parse_intermixed_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns the exit status: 0 if every item of every task has an answer."""
+    chosen = [name for name in _INSTEAD if getattr(args, name)]
+    if len(chosen) > 1:
+        raise ConfigError(f"--{chosen[0]} and --{chosen[1]}: one at a time")
+    if args.auto:
+        args.device_map = args.device_map or "auto"
+    setup_logging()
+    if args.report is not None:
+        return _report(Path(args.report))
+    if args.list:
+        from internvl_chat.eval.listing import list_tasks
+
+        print(list_tasks(Path(args.data_root)))
+        return 0
+    if args.verify or args.prepare:
+        return _look_after(args)
+    if args.predictions is not None:
+        return _score_file(args)
+    return _evaluate(args)
+
+
+def _tasks(names: Sequence[str], datasets: str | None = None) -> list[Task]:
+    """Tasks of keys, groups, names and YAML files; of these only the ``datasets``. Raises ConfigError."""
+    from internvl_chat.eval.own import load_task
+    from internvl_chat.eval.registry import resolve
+
+    found: dict[str, Task] = {}
+    for name in names:
+        for task in [load_task(Path(name))] if name.endswith((".yaml", ".yml")) else resolve([name]):
+            found[task.name] = task
+    if not found:
+        raise ConfigError("name the tasks behind the checkpoint; `internvl eval --list` shows all")
+    if datasets is None:
+        return list(found.values())
+    wanted = [name for name in datasets.split(",") if name]
+    for name in wanted:
+        if name not in found:
+            raise ConfigError(f"--datasets {name}: not one of {', '.join(found)}")
+    return [found[name] for name in wanted]
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from internvl_chat.eval.plan import plan_jobs
+    from internvl_chat.eval.run import Setup, run_job
+    from internvl_chat.infer.checkpoint import config_of_checkpoint, name_checkpoint
+    from internvl_chat.infer.sharing import share_machine
+    from internvl_chat.launch import find_launch, name_of_run
+
+    if not args.names:
+        raise ConfigError("internvl eval CKPT TASK: name a checkpoint and tasks; `internvl eval --list` shows all")
+    checkpoint, *names = args.names
+    wishes = wishes_of(args)
+    tasks = _tasks(names, args.datasets)
+    launch = find_launch(os.environ, resolve=str)
+    _set_up_process(args, launch)
+    config = config_of_checkpoint(checkpoint, args.base, args.conv_style)
+    judge = _judges(args, tasks)
+    jobs = plan_jobs(tasks, wishes, bool(config.dynamic_image_size), args.skip_missing)
+    device = share_machine(launch, args.device) if args.device_map is None else args.device
+    settings = {
+        "checkpoint": name_checkpoint(checkpoint, args.base),
+        **{name: getattr(args, name) for name in _FOR_ALL},
+        "template": args.conv_style or config.template,
+    }
+    setup = Setup(
+        Path(args.out_dir), model_name(checkpoint), settings, launch, name_of_run(os.environ, launch),
+        args.batch_size, args.batch_tokens, max(1, args.num_workers), args.overwrite, judge,
+    )  # fmt: skip
+    model = _Once(args, checkpoint, device, launch.rank)
+    runs = []
+    try:
+        for job in jobs:
+            if (found := run_job(job, setup, model.get)) is not None:
+                runs.append(found)
+                _tell(found, config)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on, what is answered is in {setup.out_dir}", file=sys.stderr)
+        raise
+    return _finish(args, setup, jobs, runs, len(tasks))
+
+
+def _set_up_process(args: argparse.Namespace, launch: Launch) -> None:
+    if launch.world_size > 1:
+        os.environ.update(launch.variables())
+    if launch.local_world_size > 1 and args.device_map is not None:
+        raise ConfigError("--auto spreads a model over all GPUs, and each process has one; GPUS=1 starts one process")
+
+
+class _Once:
+    """The model, loaded when the first question is due."""
+
+    def __init__(self, args: argparse.Namespace, checkpoint: str, device: str | None, rank: int) -> None:
+        self._args, self._checkpoint, self._device, self._rank = args, checkpoint, device, rank
+        self._loaded: Loaded | None = None
+
+    def get(self) -> Loaded:
+        if self._loaded is None:
+            import torch
+            from transformers.utils.logging import disable_progress_bar
+
+            from internvl_chat.infer.load import load
+
+            disable_progress_bar()
+            torch.manual_seed(self._args.seed + self._rank)
+            options = {**model_options(self._args), "device": self._device, "system_message": self._args.system}
+            self._loaded = load(self._checkpoint, **options)
+        return self._loaded
+
+
+def _judges(args: argparse.Namespace, tasks: Sequence[Task]) -> Any:
+    """Folder -> judge. Raises ConfigError where one is needed and there is none, before anything is asked."""
+    from internvl_chat.eval.judge import open_judge, refusal
+
+    def judge(folder: Path) -> Judge | None:
+        return None if args.no_judge else open_judge(args.judge, folder / "judge.jsonl", os.environ)
+
+    needed = [task.name for task in tasks if task.judged == "needed"]
+    if needed and not args.no_judge and judge(Path(args.out_dir)) is None:
+        raise ConfigError(refusal(", ".join(needed)))
+    return judge
+
+
+def _tell(run: Run, config: Any) -> None:
+    manifest = run.manifest
+    print(f"\n== {manifest['task']}: {manifest['title']}")
+    for line in run.metrics.get("lines", ()):
+        print(line)
+    if not run.metrics:
+        print("no score here; the answers and the file for the server are written")
+    if not run.complete:
+        why = f"{manifest['failed']} without an answer" if manifest["failed"] else f"--limit {manifest['limit']}"
+        print(f"PARTIAL: {manifest['answered']} of {manifest['items']} items answered, {why}; this is no score")
+    if manifest["settings"]["dynamic"] != bool(config.dynamic_image_size):
+        print(f"NOTE: --dynamic {manifest['settings']['dynamic']} is not how this checkpoint was trained")
+    print(f"-> {run.folder}")
+
+
+def _finish(args: argparse.Namespace, setup: Setup, jobs: Sequence[Job], runs: Sequence[Run], asked: int) -> int:
+    """Table and TensorBoard, by the process that has ended the last task. Returns the exit status."""
+    from internvl_chat.eval.report.table import markdown_table
+    from internvl_chat.eval.results import MANIFEST, find_runs, log_scalars, write_whole
+
+    if not runs or runs[-1].manifest["task"] != jobs[-1].task.name:
+        return 0
+    folders = {setup.folder_of(job) for job in jobs}
+    done = [run for folder in folders if (folder / MANIFEST).is_file() for run in find_runs(folder)]
+    order = {job.task.name: place for place, job in enumerate(jobs)}
+    done.sort(key=lambda run: order[run.manifest["task"]])
+    table = markdown_table(done)
+    write_whole(setup.out_dir / setup.model / "table.md", table.encode())
+    print(f"\n{table}")
+    if args.tensorboard:
+        log_scalars(Path(args.tensorboard), args.step, done)
+    partial = [run for run in done if not run.complete and run.manifest["failed"]]
+    return int(bool(partial) or len(jobs) < asked)
+
+
+def _report(folder: Path) -> int:
+    from internvl_chat.eval.report.page import write_report
+
+    print(write_report(folder))
+    return 0
+
+
+def _look_after(args: argparse.Namespace) -> int:
+    from internvl_chat.eval.prepare import prepare, verify
+
+    root, status = Path(args.data_root), 0
+    for task in _tasks(args.names):
+        if args.prepare:
+            for line in prepare(task, root, overwrite=args.overwrite):
+                print(f"{task.name}: {line}")
+        verdict = verify(task, root)
+        print(verdict.text())
+        status |= int(not verdict.good)
+    return status
+
+
+def _score_file(args: argparse.Namespace) -> int:
+    """Score a file of answers that something else has made."""
+    from internvl_chat.eval.plan import plan_job
+    from internvl_chat.eval.results import read_answers
+    from internvl_chat.eval.run import score_answers
+
+    tasks = _tasks(args.names)
+    if len(tasks) != 1:
+        raise ConfigError(f"--predictions has the answers to one task; named: {', '.join(task.name for task in tasks)}")
+    path = Path(args.predictions)
+    job = plan_job(tasks[0], wishes_of(args), dynamic=True)
+    found = read_answers(path)
+    known = {item.id for item in job.items}
+    if strange := [name for name in found if name not in known]:
+        raise ConfigError(f"{path}: {tasks[0].name} has no item {strange[0]!r}; are these answers to another task?")
+    judge = _judges(args, tasks)(path.parent) if tasks[0].judged != "no" else None
+    result = score_answers(replace(job), found, path.stem, judge)
+    if result is None:
+        print(f"{tasks[0].name}: no score here")
+        return 1
+    for line in result.lines:
+        print(line)
+    for name, value in result.figures.items():
+        print(f"{name}: {value}")
+    if lacking := len(known) - len(found):
+        print(f"PARTIAL: {lacking} of {len(known)} items have no answer; this is no score")
+    return int(bool(lacking))

@@ -1,0 +1,193 @@
+"""A language model that compares answers, behind an OpenAI-compatible address; its replies are kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from internvl_chat.errors import ConfigError, InternVLError, first_line
+from internvl_chat.eval.task import Answered, Judge
+
+KEY = "OPENAI_API_KEY"
+ADDRESS = "OPENAI_BASE_URL"
+# What a server without keys is sent: the client wants one.
+_NO_KEY = "none"
+# Questions that are with the judge at the same time.
+_AT_ONCE = 8
+# Each pause is so many times as long as the one before.
+_GROWTH = 4.0
+_LONGEST_PAUSE = 60.0
+_Subject = TypeVar("_Subject")
+_Outcome = TypeVar("_Outcome")
+
+
+class JudgeError(InternVLError):
+    """The judge does not answer. What it said before is kept."""
+
+
+class NoJudge(InternVLError):
+    """A score that only a judge can give, and there is none."""
+
+
+class OpenAIJudge:
+    """A model behind a chat-completions address. Threads may share one.
+
+    ``base_url``: None = that of OpenAI; ``api_key``: None for a server that asks for none. ``cache``: JSONL file of
+    replies; what was asked before in the same words, by whichever run, is not asked again. ``tries``: of one question,
+    when the server is busy, fails or does not answer within ``timeout`` seconds; ``pause``: seconds before the second
+    try, later ones are longer. Raises ConfigError without the ``openai`` package.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        cache: Path,
+        tries: int = 3,
+        timeout: float = 60.0,
+        pause: float = 2.0,
+    ) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise ConfigError("a judge needs the openai package; pip install 'internvl_chat[eval]'") from error
+        self.model = model
+        self._openai = openai
+        self._key = api_key or _NO_KEY
+        # The client's own tries would multiply with ours.
+        self._client = openai.OpenAI(api_key=self._key, base_url=base_url, timeout=timeout, max_retries=0)
+        self._where = str(self._client.base_url)
+        self._tries = max(tries, 1)
+        self._pause = pause
+        self._cache = cache
+        self._lock = threading.Lock()
+        self._replies = _read_cache(cache)
+
+    def ask(self, text: str, *, system: str | None = None, temperature: float = 0.0, max_tokens: int = 1024) -> str:
+        """Its reply. Raises JudgeError when it cannot be had."""
+        key = _key_of(self.model, system, text, temperature, max_tokens)
+        with self._lock:
+            if key in self._replies:
+                return self._replies[key]
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages.append({"role": "user", "content": text})
+        reply = self._persist(messages, temperature, max_tokens)
+        if reply:  # an empty one may be a passing whim of the server
+            with self._lock:
+                self._replies[key] = reply
+                _append(self._cache, {"key": key, "model": self.model, "reply": reply})
+        return reply
+
+    def _persist(self, messages: Sequence[Mapping[str, Any]], temperature: float, max_tokens: int) -> str:
+        openai = self._openai
+        passing = (openai.RateLimitError, openai.InternalServerError, openai.APITimeoutError, openai.APIConnectionError)
+        for attempt in range(1, self._tries + 1):
+            try:
+                return self._text_of(
+                    self._client.chat.completions.create(
+                        model=self.model, messages=messages, temperature=temperature, max_tokens=max_tokens
+                    )
+                )
+            except passing as error:
+                if attempt == self._tries:
+                    what = f"does not answer ({self._said(error)}), tried {attempt} times"
+                    raise JudgeError(f"{self._name()} {what}; its replies so far are kept: score again later") from None
+                time.sleep(min(self._pause * _GROWTH ** (attempt - 1), _LONGEST_PAUSE))
+            except (openai.OpenAIError, ValueError, TypeError) as error:
+                # The library's own messages quote requests; the chain would show them.
+                raise JudgeError(f"{self._name()} refuses ({self._said(error)}); check {self._mend(error)}") from None
+        raise AssertionError("unreachable")
+
+    def _text_of(self, reply: Any) -> str:
+        """Raises JudgeError if it is no chat completion: servers of other kinds answer with pages."""
+        try:
+            content = reply.choices[0].message.content
+        except (AttributeError, IndexError, TypeError) as error:
+            what = "its reply is no chat completion"
+            raise JudgeError(f"{self._name()}: {what} ({first_line(error)}); check {ADDRESS}") from None
+        return content if isinstance(content, str) else ""
+
+    def _name(self) -> str:
+        return f"judge {self.model} at {self._where}"
+
+    def _said(self, error: Exception) -> str:
+        """What the server said, without the key, which some quote."""
+        return first_line(error)[:300].replace(self._key, "***")
+
+    def _mend(self, error: Exception) -> str:
+        if isinstance(error, (self._openai.AuthenticationError, self._openai.PermissionDeniedError)):
+            return KEY
+        return "the name of the model (--judge)" if isinstance(error, self._openai.NotFoundError) else "the settings"
+
+
+def open_judge(model: str | None, cache: Path, env: Mapping[str, str]) -> Judge | None:
+    """The judge that is named, with key and address of the environment; None without a name or without both."""
+    key, address = env.get(KEY) or None, env.get(ADDRESS) or None
+    if not model or (key is None and address is None):
+        return None
+    return OpenAIJudge(model, address, key, cache=cache)
+
+
+def refusal(task_name: str) -> str:
+    """What a user has to do about a task that needs a judge when there is none."""
+    return (
+        f"{task_name} is scored by a judge, and there is none; give --judge MODEL and set {KEY}, or {ADDRESS} for a "
+        "server of your own, or give --no_judge for the answers only"
+    )
+
+
+def judge_of(run: Answered, task_name: str) -> Judge:
+    """The judge of a run. Raises NoJudge if there is none."""
+    if run.judge is None:
+        raise NoJudge(refusal(task_name))
+    return run.judge
+
+
+def each(action: Callable[[_Subject], _Outcome], subjects: Sequence[_Subject]) -> list[_Outcome]:
+    """``action`` of each subject in order, several at a time. The first error ends it, what has not begun included."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        try:
+            return list(pool.map(action, subjects))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _key_of(model: str, system: str | None, text: str, temperature: float, max_tokens: int) -> str:
+    asked = json.dumps([model, system, text, float(temperature), int(max_tokens)])
+    return hashlib.sha256(asked.encode()).hexdigest()
+
+
+def _read_cache(path: Path) -> dict[str, str]:
+    """Replies by key; lines that a kill cut short are left out. Raises ConfigError for a file that cannot be read."""
+    replies: dict[str, str] = {}
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({first_line(error)}); it keeps the judge's replies") from error
+    for line in content.split(b"\n"):
+        try:
+            record = json.loads(line)
+            replies[str(record["key"])] = str(record["reply"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return replies
+
+
+def _append(path: Path, record: Mapping[str, str]) -> None:
+    """One line in one write, behind whatever another process or a kill has left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+", buffering=0) as file:
+        end = file.seek(0, 2)
+        if end:
+            file.seek(end - 1)
+        whole = not end or file.read(1) == b"\n"
+        file.write((b"" if whole else b"\n") + json.dumps(record).encode() + b"\n")

@@ -1,0 +1,143 @@
+"""What is to be asked of a checkpoint: tasks with their items and every setting, decided before a weight is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from internvl_chat.errors import ConfigError, DataError, InternVLError
+from internvl_chat.eval.items import digest_of, find_layout, load_items, options_of
+from internvl_chat.eval.score.thought import MAX_NEW_TOKENS
+from internvl_chat.eval.task import Ask, Item, Task
+from internvl_chat.log import get_logger
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user sets; None: as the task has it, or the checkpoint.
+
+    ``options``: NAME -> VALUE, for the tasks that have one of that name. ``generation``: arguments of ``generate``.
+    """
+
+    root: Path = Path("data")
+    max_tiles: int | None = None
+    dynamic: bool | None = None
+    max_new_tokens: int | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A task as it is asked now. ``changed``: settings that are not the defaults, by name."""
+
+    task: Task
+    ask: Ask
+    items: Sequence[Item]
+    generation: Mapping[str, Any]
+    layout: str
+    limit: int | None = None
+    changed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder: runs with other settings do not meet."""
+        return "+".join([self.task.name, *(f"{name}={_short(value)}" for name, value in self.changed.items())])
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """id -> hash of the item."""
+        return {item.id: digest_of(item) for item in self.items}
+
+    @property
+    def data_hash(self) -> str:
+        """sha256 over the hashes of all items, in order."""
+        text = json.dumps([[item.id, digest_of(item), item.gold] for item in self.items], default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def settings(self) -> dict[str, Any]:
+        """What the answers depend on beside items and checkpoint, as JSON."""
+        return {
+            "task": self.task.name,
+            "max_tiles": self.ask.max_tiles,
+            "dynamic": self.ask.dynamic,
+            "options": dict(self.ask.options),
+            "generation": dict(self.generation),
+            "limit": self.limit,
+        }
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in text)
+    return plain if plain == text and len(plain) <= 40 else hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def plan_job(task: Task, wishes: Wishes, dynamic: bool) -> Job:
+    """A task with its items, read and checked. ``dynamic``: whether the checkpoint cuts pictures into tiles.
+
+    Raises DataError, ConfigError.
+    """
+    mine = {name: value for name, value in wishes.options.items() if name in task.options}
+    options = options_of(task, mine)
+    tiles = dynamic if wishes.dynamic is None else wishes.dynamic
+    ask = Ask(wishes.root, wishes.max_tiles or task.max_tiles, tiles, options)
+    items = load_items(task, ask, wishes.limit)
+    if wishes.limit is None and task.count is not None and len(items) != task.count:
+        logger.warning("%s: %d items, the public data set has %d", task.name, len(items), task.count)
+    usual = {name: legal[0] for name, legal in task.options.items()}
+    changed: dict[str, Any] = {name: value for name, value in options.items() if value != usual[name]}
+    if tiles and ask.max_tiles != task.max_tiles:
+        changed["max_tiles"] = ask.max_tiles
+    if tiles != dynamic:
+        changed["dynamic"] = tiles
+    changed |= {name: value for name, value in wishes.generation.items() if value is not None}
+    if wishes.max_new_tokens is not None:
+        changed["max_new_tokens"] = wishes.max_new_tokens
+    if wishes.limit is not None:
+        changed["limit"] = wishes.limit
+    return Job(
+        task, ask, items, generation_of(task, options, wishes), find_layout(task, wishes.root).name, wishes.limit,
+        changed,
+    )  # fmt: skip
+
+
+def generation_of(task: Task, options: Mapping[str, str], wishes: Wishes) -> dict[str, Any]:
+    """Arguments of ``generate`` for a task: greedy, unless a temperature is given."""
+    most = MAX_NEW_TOKENS if options.get("cot") == "on" else task.max_new_tokens
+    given = {name: value for name, value in wishes.generation.items() if value is not None}
+    least = {} if task.min_new_tokens is None else {"min_new_tokens": task.min_new_tokens}
+    return {"max_new_tokens": wishes.max_new_tokens or most, **least, **given}
+
+
+def plan_jobs(tasks: Sequence[Task], wishes: Wishes, dynamic: bool, skip_missing: bool = False) -> list[Job]:
+    """The jobs of all tasks. What is wrong with their data is told at once, for all of them.
+
+    ``skip_missing``: leave out, with a warning, the tasks whose data cannot be used. Raises DataError, ConfigError.
+    """
+    known = {name for task in tasks for name in task.options}
+    for name in wishes.options:
+        if name not in known:
+            raise ConfigError(f"option {name!r}: none of the tasks has it (there are: {', '.join(sorted(known))})")
+    jobs: list[Job] = []
+    wrong: list[InternVLError] = []
+    for task in tasks:
+        try:
+            jobs.append(plan_job(task, wishes, dynamic))
+        except (DataError, ConfigError) as error:
+            wrong.append(error)
+    if wrong and not (skip_missing and jobs):
+        hint = "\n--skip_missing asks the other tasks" if jobs else ""
+        if len(wrong) == 1 and not hint:
+            raise wrong[0]
+        raise DataError("\n".join(str(error) for error in wrong) + hint)
+    for reason in wrong:
+        logger.warning("left out: %s", reason)
+    return jobs

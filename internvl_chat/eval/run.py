@@ -1,0 +1,205 @@
+"""Jobs -> answers -> scores: shared by the processes of a launcher, written as they come, gone on with after a stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from internvl_chat.data.storage import Medium
+from internvl_chat.errors import ConfigError, DataError
+from internvl_chat.eval.items import media_of, question_of_item
+from internvl_chat.eval.plan import Job
+from internvl_chat.eval.results import MANIFEST, PREDICTIONS, Run, read_answers, versions, write_files, write_result
+from internvl_chat.eval.task import Answered, Item, Judge, Result
+from internvl_chat.infer.answers_file import AnswersFile, Outcome, Words
+from internvl_chat.infer.batch import BATCH_TOKENS, answers
+from internvl_chat.infer.loaded import Loaded
+from internvl_chat.infer.progress import Progress
+from internvl_chat.infer.questions import Question
+from internvl_chat.launch import Launch
+from internvl_chat.log import get_logger
+
+logger = get_logger(__name__)
+
+_WORDS = Words("", "--overwrite begins anew, another --out_dir keeps both", ", or give another --out_dir")
+_ERRORS_TOLD = 10
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all jobs of a run share. ``model``: name of the checkpoint; ``settings``: what its answers depend on (JSON).
+
+    ``run``: ``launch.name_of_run``. ``readers``: threads that cut pictures.
+    """
+
+    out_dir: Path
+    model: str
+    settings: Mapping[str, Any]
+    launch: Launch
+    run: str
+    batch_size: int = 8
+    batch_tokens: int = BATCH_TOKENS
+    readers: int = 2
+    overwrite: bool = False
+    judge: Callable[[Path], Judge | None] = lambda folder: None
+
+    def folder_of(self, job: Job) -> Path:
+        """Where a job's files lie."""
+        return self.out_dir / self.model / job.folder
+
+
+def run_job(job: Job, setup: Setup, load: Callable[[], Loaded]) -> Run | None:
+    """Answer what is not answered yet of this process's share of a job; who ends last scores, and returns the run.
+
+    ``load`` is called only if something is left to ask. Raises ConfigError, DataError.
+    """
+    folder = setup.folder_of(job)
+    started, clock = datetime.now(timezone.utc), time.monotonic()
+    launch = setup.launch
+    file = AnswersFile(
+        folder / PREDICTIONS,
+        job.digests,
+        {**setup.settings, **job.settings()},
+        rank=launch.rank,
+        world_size=launch.world_size,
+        run=setup.run,
+        overwrite=setup.overwrite,
+        words=_WORDS,
+    )
+    with file:
+        before = file.done_before
+        if file.todo:
+            share = len(range(launch.rank, len(job.items), launch.world_size))
+            if len(file.todo) < share:
+                logger.info("%s: goes on with %d of %d items", job.task.name, len(file.todo), share)
+            (folder / MANIFEST).unlink(missing_ok=True)
+            _answer(job, setup, load(), file)
+        outcome = file.finish()
+    if not outcome.whole:
+        logger.info("%s: %d of %d items are there", job.task.name, outcome.there, len(job.items))
+        return None
+    if not (outcome.merged or (before and launch.rank == 0)):
+        return None  # another process scores
+    return _conclude(job, setup, outcome, started.isoformat(timespec="seconds"), time.monotonic() - clock)
+
+
+def _answer(job: Job, setup: Setup, loaded: Loaded, file: AnswersFile[str]) -> None:
+    loaded = replace(loaded, tiles=replace(loaded.tiles, dynamic=job.ask.dynamic))
+    items = {item.id: item for item in job.items}
+    asked: list[Item] = []
+    progress = Progress(len(file.todo), f"items of {job.task.name}")
+
+    def questions() -> Iterator[Question]:
+        for name in file.todo:
+            item = items[name]
+            try:
+                question = question_of_item(item)
+            except DataError as error:
+                file.add(name, {"error": str(error)})
+                progress.add(0, failed=True)
+            else:
+                asked.append(item)
+                yield question
+
+    found = answers(
+        loaded, questions(), setup.batch_size, batch_tokens=setup.batch_tokens, readers=setup.readers, **job.generation
+    )
+    try:
+        for place, answer in found:
+            item = asked[place]
+            if isinstance(answer, DataError):
+                file.add(item.id, {"question": item.text, "error": str(answer)})
+                progress.add(0, failed=True)
+                continue
+            record = {
+                "question": item.text,
+                "answer": answer.text,
+                "tokens": answer.tokens,
+                "finish": answer.finish,
+                "gold": item.gold,
+                "pictures": [_name_of(source) for source in media_of(item.shown)],
+            }
+            file.add(item.id, record)
+            progress.add(answer.tokens)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"{job.task.name}: the GPU has no more memory with --batch_size {setup.batch_size} and --batch_tokens "
+            f"{setup.batch_tokens}; halve one of them, the same command goes on with what is left"
+        ) from error
+
+
+def _name_of(source: Any) -> str:
+    if isinstance(source, Medium):
+        return source.name if source.local is None else str(source.local)
+    return str(source) if isinstance(source, (str, Path)) else "picture in memory"
+
+
+def score_answers(job: Job, answers_by_id: Mapping[str, str], model: str, judge: Judge | None) -> Result | None:
+    """What the answers are worth; an item without one counts as wrong. None where the task has no score here."""
+    from internvl_chat.eval.judge import NoJudge
+
+    if job.task.score is None or (job.task.judged == "needed" and judge is None):
+        return None
+    try:
+        return job.task.score(answered_of(job, answers_by_id, model, judge))
+    except NoJudge as error:
+        logger.info("%s: no score (%s)", job.task.name, error)
+        return None
+
+
+def answered_of(job: Job, answers_by_id: Mapping[str, str], model: str, judge: Judge | None = None) -> Answered:
+    """The items with their answers, in order."""
+    texts = [answers_by_id.get(item.id, "") for item in job.items]
+    return Answered(job.items, texts, job.ask.options, model, judge)
+
+
+def _conclude(job: Job, setup: Setup, outcome: Outcome, started: str, seconds: float) -> Run:
+    """Score what is answered, and write all of it down."""
+    folder = setup.folder_of(job)
+    found = read_answers(folder / PREDICTIONS)
+    judge = setup.judge(folder) if job.task.judged != "no" else None
+    result = score_answers(job, found, setup.model, judge)
+    failed = len(job.items) - len(found)
+    manifest = {
+        "task": job.task.name,
+        "title": job.task.title,
+        "model": setup.model,
+        "checkpoint": setup.settings["checkpoint"],
+        "complete": failed == 0 and job.limit is None,
+        "items": len(job.items),
+        "answered": len(found),
+        "failed": failed,
+        "limit": job.limit,
+        "count": job.task.count,
+        "data": {"root": str(job.ask.root), "layout": job.layout, "sha256": job.data_hash},
+        "settings": {
+            **setup.settings,
+            **job.settings(),
+            "batch_size": setup.batch_size,
+            "batch_tokens": setup.batch_tokens,
+            "processes": setup.launch.world_size,
+        },
+        "changed": dict(job.changed),
+        "judge": None if judge is None else judge.model,
+        "versions": versions(),
+        "started": started,
+        "seconds": round(seconds, 1),
+    }
+    if job.task.files is not None:
+        answered = answered_of(job, found, setup.model, judge)
+        manifest["files"] = [path.name for path in write_files(folder, job.task.files(answered))]
+    write_result(folder, job, setup.model, manifest, result)
+    for record in outcome.errors[:_ERRORS_TOLD]:
+        logger.warning("%s: item %r: %s", job.task.name, record["id"], record["error"])
+    if result is not None:
+        for name, times in result.notes.items():
+            if times:
+                logger.info("%s: %s: %d of %d", job.task.name, name, times, len(job.items))
+    metrics = {} if result is None else {"main": result.main, "figures": dict(result.figures), "lines": result.lines}
+    return Run(folder, manifest, metrics)
