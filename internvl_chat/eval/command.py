@@ -62,13 +62,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _tasks(names: Sequence[str], datasets: str | None = None) -> list[Task]:
     """Tasks of keys, groups, names and YAML files; of these only the ``datasets``. Raises ConfigError."""
-    from internvl_chat.eval.own import load_task
     from internvl_chat.eval.registry import resolve
 
     found: dict[str, Task] = {}
     for name in names:
-        for task in [load_task(Path(name))] if name.endswith((".yaml", ".yml")) else resolve([name]):
-            found[task.name] = task
+        if name.endswith((".yaml", ".yml")):
+            from internvl_chat.eval.own import load_task
+
+            chosen = [load_task(Path(name))]
+        else:
+            chosen = resolve([name])
+        found |= {task.name: task for task in chosen}
     if not found:
         raise ConfigError("name the tasks behind the checkpoint; `internvl eval --list` shows all")
     if datasets is None:
