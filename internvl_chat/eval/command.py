@@ -168,10 +168,11 @@ def _judges(args: argparse.Namespace, tasks: Sequence[Task]) -> Any:
 def _tell(run: Run, config: Any) -> None:
     manifest = run.manifest
     print(f"\n== {manifest['task']}: {manifest['title']}")
-    for line in run.metrics.get("lines", ()):
+    figures = run.metrics.get("figures", {})
+    for line in run.metrics.get("lines") or [f"{name}: {value}" for name, value in figures.items()]:
         print(line)
     if not run.metrics:
-        print("no score here; the answers and the file for the server are written")
+        print("no score here; the answers are written, and the file for a server where there is one")
     if not run.complete:
         why = f"{manifest['failed']} without an answer" if manifest["failed"] else f"--limit {manifest['limit']}"
         print(f"PARTIAL: {manifest['answered']} of {manifest['items']} items answered, {why}; this is no score")
@@ -196,8 +197,8 @@ def _finish(args: argparse.Namespace, setup: Setup, jobs: Sequence[Job], runs: S
     print(f"\n{table}")
     if args.tensorboard:
         log_scalars(Path(args.tensorboard), args.step, done)
-    partial = [run for run in done if not run.complete and run.manifest["failed"]]
-    return int(bool(partial) or len(jobs) < asked)
+    unfinished = [run for run in done if run.manifest["failed"] or run.manifest["unjudged"]]
+    return int(bool(unfinished) or len(jobs) < asked)
 
 
 def _report(folder: Path) -> int:

@@ -81,7 +81,7 @@ def load_items(task: Task, ask: Ask, limit: int | None = None) -> list[Item]:
 
 
 def _name(task: Task, layout: Layout) -> str:
-    return f"{task.name} ({', '.join(layout.files[:2])})"
+    return f"{task.name} ({', '.join(layout.files[:2]) or layout.name})"
 
 
 def _check_ids(task: Task, layout: Layout, items: list[Item]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,10 @@ _AT_ONCE = 8
 # Each pause is so many times as long as the one before.
 _GROWTH = 4.0
 _LONGEST_PAUSE = 60.0
+_USER = re.compile(r"//[^/@]*@")
+# Settings that some models do not take, and the tokens that those may think before they reply.
+_REFUSABLE = ("temperature", "max_tokens")
+_THOUGHT = 8192
 _Subject = TypeVar("_Subject")
 _Outcome = TypeVar("_Outcome")
 
@@ -32,7 +37,7 @@ class JudgeError(InternVLError):
 
 
 class NoJudge(InternVLError):
-    """A score that only a judge can give, and there is none."""
+    """A score that only a judge can give, and there is none, or nothing that it could compare answers with."""
 
 
 class OpenAIJudge:
@@ -61,14 +66,16 @@ class OpenAIJudge:
             raise ConfigError("a judge needs the openai package; pip install 'internvl_chat[eval]'") from error
         self.model = model
         self._openai = openai
-        self._key = api_key or _NO_KEY
+        self._key = (api_key or "").strip() or _NO_KEY
         # The client's own tries would multiply with ours.
         self._client = openai.OpenAI(api_key=self._key, base_url=base_url, timeout=timeout, max_retries=0)
-        self._where = str(self._client.base_url)
+        # An address may hold a password.
+        self._where = _USER.sub("//", str(self._client.base_url)).partition("?")[0]
         self._tries = max(tries, 1)
         self._pause = pause
         self._cache = cache
         self._lock = threading.Lock()
+        self._refused: frozenset[str] = frozenset()
         self._replies = _read_cache(cache)
 
     def ask(self, text: str, *, system: str | None = None, temperature: float = 0.0, max_tokens: int = 1024) -> str:
@@ -77,7 +84,7 @@ class OpenAIJudge:
         with self._lock:
             if key in self._replies:
                 return self._replies[key]
-        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages: list[Any] = [] if system is None else [{"role": "system", "content": system}]
         messages.append({"role": "user", "content": text})
         reply = self._persist(messages, temperature, max_tokens)
         if reply:  # an empty one may be a passing whim of the server
@@ -86,25 +93,38 @@ class OpenAIJudge:
                 _append(self._cache, {"key": key, "model": self.model, "reply": reply})
         return reply
 
-    def _persist(self, messages: Sequence[Mapping[str, Any]], temperature: float, max_tokens: int) -> str:
+    def _persist(self, messages: list[Any], temperature: float, max_tokens: int) -> str:
         openai = self._openai
         passing = (openai.RateLimitError, openai.InternalServerError, openai.APITimeoutError, openai.APIConnectionError)
         for attempt in range(1, self._tries + 1):
             try:
-                return self._text_of(
-                    self._client.chat.completions.create(
-                        model=self.model, messages=messages, temperature=temperature, max_tokens=max_tokens
-                    )
-                )
+                return self._text_of(self._request(messages, temperature, max_tokens))
             except passing as error:
                 if attempt == self._tries:
                     what = f"does not answer ({self._said(error)}), tried {attempt} times"
-                    raise JudgeError(f"{self._name()} {what}; its replies so far are kept: score again later") from None
+                    mend = "its replies so far are kept: the same command, later, goes on with the rest"
+                    raise JudgeError(f"{self._name()} {what}; {mend}") from None
                 time.sleep(min(self._pause * _GROWTH ** (attempt - 1), _LONGEST_PAUSE))
             except (openai.OpenAIError, ValueError, TypeError) as error:
                 # The library's own messages quote requests; the chain would show them.
                 raise JudgeError(f"{self._name()} refuses ({self._said(error)}); check {self._mend(error)}") from None
         raise AssertionError("unreachable")
+
+    def _request(self, messages: list[Any], temperature: float, max_tokens: int) -> Any:
+        """One request. Settings that the model refuses are left out from then on."""
+        while True:
+            refused = self._refused  # other threads may add to it
+            settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+            if "max_tokens" in refused:
+                settings["max_completion_tokens"] = max_tokens + _THOUGHT
+            settings = {name: value for name, value in settings.items() if name not in refused}
+            try:
+                return self._client.chat.completions.create(model=self.model, messages=messages, **settings)
+            except self._openai.BadRequestError as error:
+                named = {name for name in _REFUSABLE if f"'{name}'" in str(error) and name in settings}
+                if not named:
+                    raise
+                self._refused |= named
 
     def _text_of(self, reply: Any) -> str:
         """Raises JudgeError if it is no chat completion: servers of other kinds answer with pages."""
@@ -119,8 +139,16 @@ class OpenAIJudge:
         return f"judge {self.model} at {self._where}"
 
     def _said(self, error: Exception) -> str:
-        """What the server said, without the key, which some quote."""
-        return first_line(error)[:300].replace(self._key, "***")
+        """What went wrong, without the key: servers quote some of it, libraries all."""
+        if isinstance(error, self._openai.AuthenticationError):
+            return "the key is not accepted" if self._key != _NO_KEY else "it wants a key"
+        # "Connection error." alone says little.
+        cause = error.__cause__ if isinstance(error, self._openai.APIConnectionError) else None
+        told = first_line(cause or error)
+        if self._key != _NO_KEY:
+            for written in (self._key, repr(self._key)[1:-1]):
+                told = told.replace(written, "***")
+        return told[:300]
 
     def _mend(self, error: Exception) -> str:
         if isinstance(error, (self._openai.AuthenticationError, self._openai.PermissionDeniedError)):

@@ -10,7 +10,37 @@ from internvl_chat.errors import ConfigError, nearest
 from internvl_chat.eval.task import Task
 
 # Modules of eval/tasks, each with TASKS (a tuple of Task) and KEYS (key of evaluate.sh -> names of its tasks).
-MODULES: tuple[str, ...] = ("scienceqa",)
+MODULES: tuple[str, ...] = (
+    "vqa",
+    "charts",
+    "documents",
+    "mpdocvqa",
+    "exact",
+    "captions",
+    "grounding",
+    "remote_sensing",
+    "scienceqa",
+    "mme",
+    "pope",
+    "tiny_lvlm",
+    "mmmu",
+    "mmmu_pro",
+    "mmbench",
+    "seed",
+    "mmvp",
+    "mvbench",
+    "realworld",
+    "several",
+    "mmvet",
+    "llava_bench",
+    "mmhal",
+    "mathvista",
+    "drivelm",
+    "vlm_options",
+    "vlm_short",
+    "vlm_mathvista",
+    "vlm_judged",
+)
 # Groups of keys.
 GROUPS: dict[str, tuple[str, ...]] = {}
 

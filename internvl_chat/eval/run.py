@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import torch
 from internvl_chat.data.storage import Medium
 from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.eval.items import media_of, question_of_item
+from internvl_chat.eval.judge import JudgeError, NoJudge
 from internvl_chat.eval.plan import Job
 from internvl_chat.eval.results import MANIFEST, PREDICTIONS, Run, read_answers, versions, write_files, write_result
 from internvl_chat.eval.task import Answered, Item, Judge, Result
@@ -142,8 +144,6 @@ def _name_of(source: Any) -> str:
 
 def score_answers(job: Job, answers_by_id: Mapping[str, str], model: str, judge: Judge | None) -> Result | None:
     """What the answers are worth; an item without one counts as wrong. None where the task has no score here."""
-    from internvl_chat.eval.judge import NoJudge
-
     if job.task.score is None or (job.task.judged == "needed" and judge is None):
         return None
     try:
@@ -164,7 +164,12 @@ def _conclude(job: Job, setup: Setup, outcome: Outcome, started: str, seconds: f
     folder = setup.folder_of(job)
     found = read_answers(folder / PREDICTIONS)
     judge = setup.judge(folder) if job.task.judged != "no" else None
-    result = score_answers(job, found, setup.model, judge)
+    unjudged = None
+    try:
+        result = score_answers(job, found, setup.model, judge)
+    except JudgeError as error:  # the answers are there, and so are the replies so far: other tasks go on
+        logger.error("%s: not scored (%s); the same command goes on with the judge", job.task.name, error)
+        result, unjudged = None, str(error)
     failed = len(job.items) - len(found)
     manifest = {
         "task": job.task.name,
@@ -187,7 +192,9 @@ def _conclude(job: Job, setup: Setup, outcome: Outcome, started: str, seconds: f
         },
         "changed": dict(job.changed),
         "judge": None if judge is None else judge.model,
+        "unjudged": unjudged,
         "versions": versions(),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
         "started": started,
         "seconds": round(seconds, 1),
     }

@@ -115,8 +115,12 @@ def unpacked(files: Iterable[Path], read: Callable[[Path], Iterable[Record]] = r
             try:
                 with (part / "records.jsonl").open("w", encoding="utf-8") as out:
                     for path in paths:
-                        for record in read(path):
-                            out.write(json.dumps(_written(record, part)) + "\n")
+                        for number, record in enumerate(read(path), 1):
+                            try:
+                                out.write(json.dumps(_written(record, part)) + "\n")
+                            except Fault as fault:
+                                what = f"{path}: row {number}: a picture is damaged ({fault.reason})"
+                                raise DataError(f"{what}; download it again") from fault
                 part.chmod(0o755)
                 part.rename(folder)
             finally:

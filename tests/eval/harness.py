@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from internvl_chat.eval.items import load_items, options_of, question_of_item
+from internvl_chat.eval.judge import NoJudge
 from internvl_chat.eval.registry import resolve
-from internvl_chat.eval.task import Answered, Ask, Item, Judge, OutputFile, Result
+from internvl_chat.eval.task import Answered, Ask, Item, Judge, OutputFile, Result, Task
 from internvl_chat.infer.questions import Question
 
 
@@ -45,9 +46,19 @@ def ask(
     items = load_items(task, Ask(root, max_tiles or task.max_tiles, dynamic, settings))
     texts = [answers(item) for item in items] if callable(answers) else list(answers)
     run = Answered(items, texts, settings, model, judge)
-    result = task.score(run) if task.score is not None and (judge or task.judged == "no") else None
+    result = _scored(task, run)
     files = {file.name: file for file in (task.files(run) if task.files else ())}
     return Asked(items, [question_of_item(item) for item in items], result, files)
+
+
+def _scored(task: Task, run: Answered) -> Result | None:
+    """As the engine does it: what needs a judge has no score without one."""
+    if task.score is None or (task.judged == "needed" and run.judge is None):
+        return None
+    try:
+        return task.score(run)
+    except NoJudge:
+        return None
 
 
 def format_cases(*datasets: str) -> list[dict[str, Any]]:
