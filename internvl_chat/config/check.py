@@ -174,6 +174,15 @@ def _needs_evaluation(name: str) -> Rule:
     return rule
 
 
+def _needs_tasks(name: str, default: object) -> Rule:
+    def rule(flags: dict[str, Any]) -> str | None:
+        if flags.get("eval_tasks") or str(flags.get(name, default)) == str(default):
+            return None
+        return f"--{name} {flags[name]} does nothing without --eval_tasks NAME,NAME"
+
+    return rule
+
+
 def _how_often(flags: dict[str, Any]) -> str | None:
     """The library would evaluate as often as it logs."""
     strategy, steps = flags.get("eval_strategy", "no"), _value(flags, "eval_steps", 0)
@@ -232,7 +241,10 @@ RULES: tuple[Rule, ...] = (
     _required("output_dir", "the folder for checkpoints and logs, e.g. work_dirs/my_run"),
     _existing("meta_path", "a manifest (JSON or YAML)"),
     _existing("eval_meta_path", "a manifest (JSON or YAML)"),
-    *(_needs_evaluation(name) for name in ("eval_meta_path", "do_eval", "eval_on_start", "eval_delay")),
+    *(_needs_evaluation(f) for f in ("eval_meta_path", "eval_tasks", "do_eval", "eval_on_start", "eval_delay")),
+    _needs_tasks("eval_task_items", 64),
+    _needs_tasks("eval_data_root", "data"),
+    _number("eval_task_items", 0, whole=True),
     *(_needs_evaluation(f) for f in ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")),
     _how_often,
     _best_checkpoint,

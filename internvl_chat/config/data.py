@@ -17,6 +17,16 @@ class DataArguments:
         default=None,
         metadata={"help": "Manifest of what is evaluated on, beside the lines that --meta_path holds out of training."},
     )
+    eval_tasks: str | None = field(
+        default=None,
+        metadata={
+            "help": "Benchmarks that are asked at each evaluation: names of `internvl eval`, separated by commas."
+        },
+    )
+    eval_task_items: int = field(
+        default=64, metadata={"help": "At most so many items of each of --eval_tasks, always the same; 0: all."}
+    )
+    eval_data_root: str = field(default="data", metadata={"help": "Folder that the data of --eval_tasks lie in."})
     conv_style: str | None = field(
         default=None,
         metadata={"help": "Conversation template; chat_template = whatever the tokenizer's own chat template says."},

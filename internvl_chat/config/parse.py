@@ -75,6 +75,8 @@ def read_flags(argv: Sequence[str]) -> Flags:
     problems += unknown + [f"--{name} needs a value" for name in bare]
     flags, notes, refusals = translate_flags({n: v for n, v in given.items() if n in actions or n in CHANGES})
     problems += refusals
+    if flags.get("eval_tasks") and flags.get("eval_steps") and "eval_strategy" not in flags:
+        flags["eval_strategy"] = "steps"  # what else could be meant
     if "deepspeed" in flags and "deepspeed" not in bare:
         try:
             flags["deepspeed"] = resolve_zero(flags["deepspeed"])

@@ -91,6 +91,8 @@ class TrainArguments(TrainingArguments):
         self.per_device_eval_batch_size = self.per_device_eval_batch_size or self.per_device_train_batch_size
         if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
             self.metric_for_best_model = "eval_loss"
+        if (self.metric_for_best_model or "").startswith("eval/"):  # as TensorBoard shows it
+            self.metric_for_best_model = str(self.metric_for_best_model).replace("eval/", "eval_", 1)
         # The library looks at the end of the name, where ours have the data set: eval_loss/NAME.
         measure = (self.metric_for_best_model or "").removeprefix("eval_").split("/")[0]
         if self.greater_is_better is None and measure == "loss":

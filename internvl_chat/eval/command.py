@@ -28,7 +28,7 @@ logger = get_logger(__name__)
 
 # Flags that change answers and hold for all tasks of a run.
 _FOR_ALL = ("dtype", "load_in_8bit", "load_in_4bit", "image_backend", "conv_style", "system", "seed")
-_INSTEAD = ("list", "verify", "prepare", "predictions", "report")
+_INSTEAD = ("list", "verify", "prepare", "predictions", "report", "vlm_table")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     setup_logging()
     if args.report is not None:
         return _report(Path(args.report))
+    if args.vlm_table is not None:
+        return _write_tables(args)
     if args.list:
         from internvl_chat.eval.listing import list_tasks
 
@@ -64,15 +66,7 @@ def _tasks(names: Sequence[str], datasets: str | None = None) -> list[Task]:
     """Tasks of keys, groups, names and YAML files; of these only the ``datasets``. Raises ConfigError."""
     from internvl_chat.eval.registry import resolve
 
-    found: dict[str, Task] = {}
-    for name in names:
-        if name.endswith((".yaml", ".yml")):
-            from internvl_chat.eval.own import load_task
-
-            chosen = [load_task(Path(name))]
-        else:
-            chosen = resolve([name])
-        found |= {task.name: task for task in chosen}
+    found = {task.name: task for task in resolve(names)}
     if not found:
         raise ConfigError("name the tasks behind the checkpoint; `internvl eval --list` shows all")
     if datasets is None:
@@ -101,6 +95,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     config = config_of_checkpoint(checkpoint, args.base, args.conv_style)
     judge = _judges(args, tasks)
     jobs = plan_jobs(tasks, wishes, bool(config.dynamic_image_size), args.skip_missing)
+    if launch.rank == 0:
+        for note in filter(None, (job.odd_count for job in jobs)):
+            logger.warning(note)
     device = share_machine(launch, args.device) if args.device_map is None else args.device
     settings = {
         "checkpoint": name_checkpoint(checkpoint, args.base),
@@ -205,6 +202,16 @@ def _report(folder: Path) -> int:
     from internvl_chat.eval.report.page import write_report
 
     print(write_report(folder))
+    return 0
+
+
+def _write_tables(args: argparse.Namespace) -> int:
+    from internvl_chat.eval.vlm_table import write_vlm_table
+
+    if not args.names:
+        raise ConfigError("--vlm_table TSV DIR: name the folder of a finished evaluation, results/MODEL/TASK")
+    for name in args.names:
+        print(write_vlm_table(Path(name), Path(args.vlm_table)))
     return 0
 
 

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prepare", action="store_true", help="turn a public release that is there into the guide's layout")
     add("--predictions", metavar="FILE", help='score answers of somebody else: {"id": .., "answer": ..} a line')
     add("--report", metavar="DIR", help="one HTML page about all evaluations below DIR")
+    add("--vlm_table", metavar="TSV", help="names are folders of finished evaluations: write VLMEvalKit's xlsx")
     _add_asking(parser.add_argument_group("how it is asked (all of it is recorded with the score)"))
     _add_running(parser.add_argument_group("how it runs, and what it leaves"))
     _add_judge(parser.add_argument_group("judges, through any server of OpenAI's protocol"))

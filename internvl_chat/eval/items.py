@@ -60,11 +60,13 @@ def load_items(task: Task, ask: Ask, limit: int | None = None) -> list[Item]:
     """
     layout = find_layout(task, ask.root)
     items: list[Item] = []
-    for number, record in enumerate(layout.read(ask.root), 1):
-        if limit is not None and len(items) >= limit:
-            break
+    records, number = iter(layout.read(ask.root)), 0
+    while limit is None or len(items) < limit:
+        number += 1
         try:
-            items.append(task.item(record, ask))
+            items.append(task.item(next(records), ask))
+        except StopIteration:
+            break
         except (DataError, ConfigError) as error:
             raise type(error)(f"{_name(task, layout)}: record {number}: {error}") from error
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:

@@ -52,6 +52,13 @@ class Job:
         return "+".join([self.task.name, *(f"{name}={_short(value)}" for name, value in self.changed.items())])
 
     @property
+    def odd_count(self) -> str | None:
+        """What to say where there are more or fewer items than the public data set has."""
+        if self.limit is not None or self.task.count in (None, len(self.items)):
+            return None
+        return f"{self.task.name}: {len(self.items)} items, the public data set has {self.task.count}"
+
+    @property
     def digests(self) -> dict[str, str]:
         """id -> hash of the item."""
         return {item.id: digest_of(item) for item in self.items}
@@ -90,8 +97,6 @@ def plan_job(task: Task, wishes: Wishes, dynamic: bool) -> Job:
     tiles = dynamic if wishes.dynamic is None else wishes.dynamic
     ask = Ask(wishes.root, wishes.max_tiles or task.max_tiles, tiles, options)
     items = load_items(task, ask, wishes.limit)
-    if wishes.limit is None and task.count is not None and len(items) != task.count:
-        logger.warning("%s: %d items, the public data set has %d", task.name, len(items), task.count)
     usual = {name: legal[0] for name, legal in task.options.items()}
     changed: dict[str, Any] = {name: value for name, value in options.items() if value != usual[name]}
     if tiles and ask.max_tiles != task.max_tiles:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 
 from internvl_chat.errors import ConfigError, nearest
+from internvl_chat.eval.own import load_task
 from internvl_chat.eval.task import Task
 
 # Modules of eval/tasks, each with TASKS (a tuple of Task) and KEYS (key of evaluate.sh -> names of its tasks).
@@ -42,7 +44,25 @@ MODULES: tuple[str, ...] = (
     "vlm_judged",
 )
 # Groups of keys.
-GROUPS: dict[str, tuple[str, ...]] = {}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "quick": (
+        "vqa-textvqa-val", "vqa-chartqa-test", "vqa-docvqa-val", "vqa-ai2d-test", "scienceqa", "pope", "mmmu-val",
+        "mmbench-dev-en", "ocrbench", "refcoco-val",
+    ),
+    "all-image": (
+        "mme", "vqa-okvqa-val", "vqa-textvqa-val", "vqa-vizwiz-val", "vqa-chartqa-test", "vqa-docvqa-val",
+        "vqa-infovqa-val", "vqa-ai2d-test", "vqa-gqa-testdev", "scienceqa", "pope", "mmmu-val", "mmbench-dev-en",
+        "mmbench-dev-cn", "ccbench-dev", "seed", "mmvp", "refcoco", "caption", "mmstar", "realworldqa", "ocrbench",
+        "hallusionbench", "mathvista-mini-vlm",
+    ),
+    "all-several": ("mantis", "mirb", "mmiu", "vqa-mpdocvqa-val"),
+    "all-video": ("mvbench",),
+    "all-judged": ("mmvet", "mmvetv2", "llava-bench", "mmhal", "mmvet-vlm", "llava-bench-vlm"),
+    "all-submit": (
+        "vqa-vizwiz-test", "vqa-vqav2-testdev", "vqa-docvqa-test", "vqa-infovqa-test", "vqa-mpdocvqa-test",
+        "mmbench-test-en", "mmbench-test-cn", "mmmu-test",
+    ),
+}  # fmt: skip
 
 
 @cache
@@ -67,9 +87,18 @@ def keys() -> dict[str, tuple[str, ...]]:
 
 
 def resolve(names: Iterable[str]) -> list[Task]:
-    """Tasks of keys, groups and task names, in order, each once. Raises ConfigError for a name that nothing has."""
+    """Tasks of keys, groups, task names and YAML files of one's own (``own.py``), in order, each once.
+
+    Raises ConfigError for a name that nothing has, and for a YAML file that cannot be used.
+    """
     chosen: dict[str, Task] = {}
     for name in names:
+        if name.endswith((".yaml", ".yml")):
+            own = load_task(Path(name))
+            if own.name in tasks() or own.name in chosen:
+                raise ConfigError(f"{name}: there is a task {own.name!r} already; give it another name")
+            chosen[own.name] = own
+            continue
         for key in GROUPS.get(name, (name,)):
             for task in keys().get(key, (key,)):
                 if task not in tasks():

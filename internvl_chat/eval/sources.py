@@ -30,6 +30,8 @@ _DATA_URL = "data:"
 def read_records(path: Path) -> Iterator[Record]:
     """The objects of a JSONL, JSON array, gzip or parquet file. Raises DataError naming file and line."""
     try:
+        if not path.stat().st_size:
+            raise DataError(f"{path} is empty; download or write it again")
         for number, line in enumerate(read_lines(path, kind_of(path)), 1):
             if not line.strip():
                 continue

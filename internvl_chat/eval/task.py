@@ -120,7 +120,8 @@ class Task:
     ``layouts``: the first whose files are there is read. ``item``: record -> question. ``score``: None where the golds
     are not public. ``count``: items of the public data set. ``max_tiles``: the limit behind published figures.
     ``options``: name -> legal values, the first is the default; "" stands for any text.
-    ``judged``: whether ``score`` asks a judge: never; where there is one, and gives no score otherwise; always.
+    ``judged``: whether ``score`` asks a judge: never; where there is one; always. ``neighbours``: so many items that
+    follow each other are scored together.
     """
 
     name: str
@@ -135,4 +136,5 @@ class Task:
     files: Callable[[Answered], Sequence[OutputFile]] | None = None
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     judged: Literal["no", "optional", "needed"] = "no"
+    neighbours: int = 1
     style: Style = "internvl"

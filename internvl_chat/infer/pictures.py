@@ -37,6 +37,7 @@ class Video:
 
     They are the middles of equal parts, as the model cards choose them; ``bound``: of (start, end) in seconds. A folder
     of frames says nothing of time: ``fps`` does. ``first``: the number that the first frame has in the rounding.
+    ``lenient``: a ``bound`` that is empty or reaches beyond the video gives its nearest frames instead of an error.
     """
 
     source: Path | str
@@ -44,6 +45,7 @@ class Video:
     bound: tuple[float, float] | None = None
     fps: float | None = None
     first: int = 0
+    lenient: bool = False
 
     def __post_init__(self) -> None:
         if self.num_segments < 1:
@@ -94,7 +96,7 @@ def read_video(video: Video) -> list[Image.Image]:
         path = Path(video.source).expanduser()
         info = read_video_info(path)
         fps = info.fps if video.fps is None else video.fps
-        if video.bound is not None:
+        if video.bound is not None and not video.lenient:
             clip_range(video.bound, fps, info.frames)
         last = video.first + info.frames - 1
         numbers = inference_indices(video.bound, fps, last, video.first, video.num_segments)

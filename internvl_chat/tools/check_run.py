@@ -264,7 +264,8 @@ def checkpoint_bytes(rows: Sequence[TrainableRow], deepspeed: bool, only_model: 
 
 def look_at_data(look: RunLook, corpus: Corpus | None) -> None:
     """Evaluation, resuming and length. ``corpus`` None: the data cannot be opened, so that only some can be told."""
-    from internvl_chat.train.held_out import build_validator, evaluation_specs
+    from internvl_chat.train.evaluation import benchmarks_of, build_evaluation
+    from internvl_chat.train.held_out import evaluation_specs
 
     if look.arguments is None or look.draft is None or look.specs is None:
         _look_at_eval_manifest(look)
@@ -274,10 +275,10 @@ def look_at_data(look: RunLook, corpus: Corpus | None) -> None:
         if train.eval_strategy == "no":
             pass
         elif corpus is None:
-            evaluation_specs(look.specs, data.eval_meta_path)
+            benchmarks_of(look.draft, data, train)
+            evaluation_specs(look.specs, data.eval_meta_path, alone=not data.eval_tasks)
         else:
-            source: Any = look.draft
-            build_validator(source, data, train, corpus, look.draft.tokenizer.pad_token_id or 0, look_again=False)
+            build_evaluation(look.draft, data, train, corpus, look.draft.tokenizer.pad_token_id or 0, look_again=False)
     if corpus is not None:
         with look.area("resume"):
             _look_ahead(look, corpus)

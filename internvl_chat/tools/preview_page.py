@@ -5,18 +5,18 @@ Functions here turn what was looked at into text; they read and write nothing.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
 
 import torch
 from PIL import Image
 
+from internvl_chat import page
 from internvl_chat.data.boxes import to_pixels
+from internvl_chat.page import picture_uri
 from internvl_chat.tools.preview_look import Film, Look, Picture, Token, item_text, problems_of, visible
 from internvl_chat.tools.preview_text import SYSTEM, fault_line, medium_text, shown, size_text
-from internvl_chat.tools.report import HEAD, STYLE
+from internvl_chat.tools.report import STYLE
 
 # Longest side of a picture and of a tile on the page.
 PICTURE_SIDE, TILE_SIDE = 960, 112
@@ -76,12 +76,12 @@ def line_page(look: Look, reduction: str) -> str:
     return "".join((*parts, PAGE_END))
 
 
-PAGE_END = "</main>\n</body>\n</html>\n"
+PAGE_END = page.PAGE_END
 
 
 def page_head(title: str) -> str:
     """Everything up to the first section."""
-    return HEAD.format(title=escape(visible(title)), style=STYLE + MORE_STYLE)
+    return page.page_head(visible(title), STYLE + MORE_STYLE)
 
 
 def medium_html(number: int, medium: Picture | Film) -> str:
@@ -142,15 +142,6 @@ def _box(corners: tuple[float, float, float, float], name: str | None, size: flo
         at = f'x="{x1 + size / 4:.6g}" y="{max(y1 - size / 3, size):.6g}" font-size="{size:.6g}"'
         label = f'<text class="name" {at}>{escape(visible(name))}</text>'
     return f'<rect class="halo" {place}/><rect class="{style}" {place}/>{label}'
-
-
-def picture_uri(image: Image.Image, side: int) -> str:
-    """A picture as a data URI, no longer than ``side``."""
-    small = image.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    packed = io.BytesIO()
-    small.save(packed, "JPEG", quality=84)
-    return f"data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode('ascii')}"
 
 
 def tile_html(tile: torch.Tensor, name: str) -> str:

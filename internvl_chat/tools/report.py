@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from internvl_chat.constants import IMAGE_PLACEHOLDER
 from internvl_chat.log import get_logger
+from internvl_chat.page import PAGE_END, page_head
 from internvl_chat.tools.report_charts import accuracy_bars, finite_points, line_chart
 
 if TYPE_CHECKING:
@@ -18,43 +19,10 @@ if TYPE_CHECKING:
 # Longest side of an embedded picture: sharp on a dense screen at the width of a card, small in the file.
 PICTURE_SIDE = 360
 
-# The policy makes the browser itself refuse anything from outside: what is on the page is in the file.
-HEAD = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-"""
-
 STYLE = """
-:root { --page: #f6f7f9; --card: #ffffff; --ink: #1b2230; --soft: #5f6b7d; --rule: #e1e5eb; --line: #2563c9;
-  --good: #157347; --good-soft: #e2f3e9; --bad: #b3261e; --bad-soft: #fbe6e4; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #12161d; --card: #1b212b; --ink: #e6eaf1; --soft: #9aa6b8; --rule: #2e3745; --line: #6ea4ff;
-    --good: #5fd394; --good-soft: #173626; --bad: #ff8a80; --bad-soft: #43201e; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 20px; overflow-wrap: anywhere; }
-h2 { font-size: 1.05rem; margin: 0 0 14px; }
-h2 small { font-weight: 400; color: var(--soft); margin-left: .5em; }
-section { background: var(--card); border: 1px solid var(--rule); border-radius: 12px; padding: 20px;
-  margin: 0 0 20px; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 20px;
   margin: 0 0 20px; }
 .two section { margin: 0; }
-.none { color: var(--soft); margin: 0; }
-.scroll { overflow-x: auto; }
 .chart { display: block; width: 100%; min-width: 600px; height: auto; }
 .rule { stroke: var(--rule); } .axis { stroke: var(--soft); }
 .tick, .label { fill: var(--soft); font-size: 13px; }
@@ -71,7 +39,6 @@ section { background: var(--card); border: 1px solid var(--rule); border-radius:
 .whisker::before, .whisker::after { content: ""; position: absolute; top: -4px; width: 2px; height: 10px;
   background: var(--ink); }
 .whisker::before { left: 0; } .whisker::after { right: 0; }
-.note { color: var(--soft); font-size: .85rem; margin: 14px 0 0; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: 7px 0; border-top: 1px solid var(--rule);
   overflow-wrap: anywhere; }
@@ -161,12 +128,12 @@ def write_report(
     note = '<p class="note">Exact match on held-out samples; the thin line is the 95 % interval.</p>'
     page = "".join(
         (
-            HEAD.format(title=escape(title), style=STYLE),
+            page_head(title, STYLE),
             f"<section>{_loss_heading(curve)}{line_chart(finite_points(curve, 'loss'), 'loss')}</section>\n",
             f'<div class="two"><section><h2>Held-out accuracy</h2>{accuracy_bars(accuracy)}{note}</section>\n',
             f"<section><h2>Facts</h2>{_facts(facts)}</section></div>\n",
             f'<section><h2>Questions and answers{shown}</h2><div class="grid">{cards}</div></section>\n',
-            "</main>\n</body>\n</html>\n",
+            PAGE_END,
         )
     )
     path.parent.mkdir(parents=True, exist_ok=True)

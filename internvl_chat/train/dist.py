@@ -184,6 +184,15 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def gather(value: T) -> list[T]:
+    """The values of all ranks, by rank, on every rank."""
+    if world_size() == 1:
+        return [value]
+    found: list[T | None] = [None] * world_size()
+    dist.all_gather_object(found, value, group=_host_group())
+    return cast("list[T]", found)
+
+
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -19,34 +19,36 @@ from internvl_chat.data.faults import FaultRecord, Ledger, TooManyFaults
 from internvl_chat.data.manifest import DatasetSpec, load_manifest
 from internvl_chat.data.plan.pack import NO_LIMIT
 from internvl_chat.data.share import Share
-from internvl_chat.errors import ConfigError, DataError, nearest
+from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.log import get_logger
 from internvl_chat.train import dist
 from internvl_chat.train.setup import build_maker, cores, index_folder
-from internvl_chat.train.source import ModelSource
+from internvl_chat.train.source import Draft, ModelSource
 from internvl_chat.train.validate import EvalBatches, EvalSettings, Validator
 
 log = get_logger(__name__)
 
 
 def build_validator(
-    source: ModelSource,
+    source: ModelSource | Draft,
     data: DataArguments,
     args: TrainArguments,
     trained: Corpus,
     pad_id: int,
     look_again: bool,
 ) -> Validator | None:
-    """What evaluates this run, None without ``--eval_strategy``.
+    """What measures the loss of this run, None without ``--eval_strategy``, or where there are only ``--eval_tasks``.
 
-    Raises ConfigError when there is nothing to evaluate on or the metric to choose by is not measured, DataError when
-    no line is usable, TooManyFaults as for training.
+    Raises ConfigError when there is nothing to evaluate on, DataError when no line is usable, TooManyFaults as for
+    training.
     """
     if args.eval_strategy == IntervalStrategy.NO:
         if names := [spec.name for spec in trained.specs if _holds_lines(spec)]:
             log.info("no --eval_strategy: the lines kept for evaluation are not used (%s)", ", ".join(names))
         return None
-    specs = evaluation_specs(trained.specs, data.eval_meta_path)
+    specs = evaluation_specs(trained.specs, data.eval_meta_path, alone=not data.eval_tasks)
+    if not specs:
+        return None
     crew = dist.local_crew()
     try:
         corpus = open_corpus(
@@ -71,7 +73,6 @@ def build_validator(
         EvalBatches(corpus, _settings(data, args), pad_id, dist.rank(), dist.world_size()),
         Ledger(_ledger_path(Path(str(args.output_dir)), dist.rank())),
     )
-    _check_metric(args.metric_for_best_model, validator.losses)
     if both := count_trained_on(corpus, trained):
         log.warning(
             "%d of %d lines to evaluate on are also trained on: their loss says nothing about new data",
@@ -83,10 +84,13 @@ def build_validator(
     return validator
 
 
-def evaluation_specs(trained: Sequence[DatasetSpec], eval_meta_path: str | None) -> list[DatasetSpec]:
+def evaluation_specs(
+    trained: Sequence[DatasetSpec], eval_meta_path: str | None, alone: bool = True
+) -> list[DatasetSpec]:
     """Data sets of which lines are evaluated: those that training holds back, and all of a second manifest.
 
-    Pictures are not augmented. Raises ConfigError when there are none, or two of one name.
+    Pictures are not augmented. Raises ConfigError when there are two of one name, or none although nothing else is
+    evaluated (``alone``).
     """
     kept = [replace(spec, data_augment=False) for spec in trained if _holds_lines(spec)]
     second = load_manifest(eval_meta_path) if eval_meta_path else []
@@ -96,10 +100,10 @@ def evaluation_specs(trained: Sequence[DatasetSpec], eval_meta_path: str | None)
             f"{eval_meta_path} names one like it; give one of them another name"
         )
     specs = kept + [replace(spec, data_augment=False, split="eval", eval_share=0.0) for spec in second]
-    if not specs:
+    if alone and not specs:
         raise ConfigError(
             "--eval_strategy: there is nothing to evaluate on; give a second manifest with --eval_meta_path, or hold "
-            "lines back in the manifest (`eval_share: 0.02`, or `split: eval`)"
+            "lines back in the manifest (`eval_share: 0.02`, or `split: eval`), or name benchmarks with --eval_tasks"
         )
     return specs
 
@@ -119,15 +123,6 @@ def _settings(data: DataArguments, args: TrainArguments) -> EvalSettings:
         workers=args.dataloader_num_workers,
         prefetch=args.dataloader_prefetch_factor,
         pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
-    )
-
-
-def _check_metric(wanted: str | None, measured: list[str]) -> None:
-    if wanted is None or f"eval_{wanted.removeprefix('eval_')}" in measured:
-        return
-    raise ConfigError(
-        f"--metric_for_best_model {wanted}: is not measured; measured are {', '.join(measured)}"
-        + nearest(f"eval_{wanted.removeprefix('eval_')}", measured)
     )
 
 

@@ -26,8 +26,9 @@ from internvl_chat.model.tune import Tuning, assert_trainable, describe_layers, 
 from internvl_chat.train import dist, elastic, setup, state
 from internvl_chat.train.best import EvaluationTimes
 from internvl_chat.train.callbacks import JsonLinesLog, NewSchedule, ShortBar, ShortLines, TrainableText, TrueEpoch
+from internvl_chat.train.evaluation import build_evaluation
 from internvl_chat.train.finish import finish
-from internvl_chat.train.held_out import build_validator, start_ledger
+from internvl_chat.train.held_out import start_ledger
 from internvl_chat.train.nonfinite import forget_after
 from internvl_chat.train.oversight import Oversight, StopAtStepEnd, oversee
 from internvl_chat.train.source import (
@@ -71,7 +72,7 @@ def _train(
     try:
         trains = what_trains(source.config, model_args, tuning)
         batches = _prepare_data(source, data_args, args, resume, trains)
-        validator = build_validator(source, data_args, args, batches.corpus, batches.pad_id, look_again=not resume)
+        evaluation = build_evaluation(source, data_args, args, batches.corpus, batches.pad_id, look_again=not resume)
     except TooManyFaults as error:
         if dist.rank() == 0:
             Ledger(output_dir / "faults.jsonl").rewrite(error.records)
@@ -88,7 +89,7 @@ def _train(
     if dist.rank() == 0:
         # Only now: nothing of an old run is deleted for a new one that could not have started.
         _tidy_output_dir(output_dir, args.overwrite_output_dir, batches, resume is not None)
-        start_ledger(output_dir, validator)
+        start_ledger(output_dir, evaluation.validator if evaluation else None)
     oversight.progress.enter("start")
     dist.barrier()  # a rank that is ahead must not write a ledger that rank 0 then clears away
     trainer = InternVLTrainer(
@@ -102,7 +103,7 @@ def _train(
         ledger=Ledger(output_dir / (f"faults.rank{dist.rank()}.jsonl" if dist.rank() else "faults.jsonl")),
         # A line that cannot be loaded is so in every epoch.
         max_faults=int(data_args.max_fault_share * len(batches.corpus) * max(1.0, batches.epochs)),
-        validator=validator,
+        evaluation=evaluation,
         oversight=oversight,
     )
     _add_callbacks(trainer, args, output_dir)
@@ -131,7 +132,7 @@ def _add_callbacks(trainer: InternVLTrainer, args: TrainArguments, output_dir: P
     """True epochs, evaluations, logs."""
     table = format_table(trainable_table(cast("nn.Module", trainer.model)))
     trainer.add_callback(TrueEpoch(trainer.batches.schedule))
-    if trainer.validator is not None:
+    if trainer.evaluation is not None:
         trainer.add_callback(EvaluationTimes(trainer.batches.schedule))
     trainer.add_callback(TrainableText(table, lambda: trainer.callback_handler.callbacks))
     trainer.add_callback(JsonLinesLog(output_dir / "train_log.jsonl"))

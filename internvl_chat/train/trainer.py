@@ -33,6 +33,7 @@ from internvl_chat.model.lora import load_trained, save_adapter, unwrap
 from internvl_chat.model.token_rows import folded_state, token_row_ids
 from internvl_chat.train import dist
 from internvl_chat.train.best import load_best
+from internvl_chat.train.evaluation import Evaluation
 from internvl_chat.train.inputs import MicroBatch, make_micro_batch, send
 from internvl_chat.train.metrics import COLUMNS, Meter, step_counts
 from internvl_chat.train.nonfinite import StepGuard, check_deepspeed, ledger_path, poison
@@ -40,7 +41,7 @@ from internvl_chat.train.oversight import Oversight
 from internvl_chat.train.setup import data_state
 from internvl_chat.train.source import ModelSource
 from internvl_chat.train.state import ADAPTER, begin_saving, finish_saving, keep_newest
-from internvl_chat.train.validate import Validator, describe, quiet
+from internvl_chat.train.validate import quiet
 from internvl_chat.train.watch import StepWatch
 from internvl_chat.train.zero_check import check_one_rate
 
@@ -72,7 +73,7 @@ class InternVLTrainer(Trainer):
         loss_reduction: str,
         ledger: Ledger,
         max_faults: int,
-        validator: Validator | None = None,
+        evaluation: Evaluation | None = None,
         oversight: Oversight | None = None,
     ) -> None:
         zero = getattr(args, "hf_deepspeed_config", None)
@@ -84,11 +85,10 @@ class InternVLTrainer(Trainer):
         # Old checkpoints are deleted here, after the new one is complete, not by the library before that.
         self._keep_checkpoints, args.save_total_limit = args.save_total_limit, None
         args.max_steps = batches.num_steps
-        evaluated = validator.batches if validator is not None else None
         super().__init__(
-            model=model, args=args, train_dataset=batches, eval_dataset=evaluated, processing_class=source.tokenizer
+            model=model, args=args, train_dataset=batches, eval_dataset=evaluation, processing_class=source.tokenizer
         )
-        self.validator = validator
+        self.evaluation = evaluation
         self.source = source
         self.identity = identity
         self.learning_rates = learning_rates
@@ -212,8 +212,8 @@ class InternVLTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """What ``validator`` measures, logged; the library's arguments are not used. Collective."""
-        assert self.validator is not None, "an evaluation without data is refused before the model is loaded"
+        """What ``evaluation`` measures, logged; the library's arguments are not used. Collective."""
+        assert self.evaluation is not None, "an evaluation without data is refused before the model is loaded"
         started = time.perf_counter()
         self.oversight.progress.enter("evaluate", self.state.global_step)
         model = self.model_wrapped if self.is_deepspeed_enabled else cast("nn.Module", self.model)
@@ -223,8 +223,8 @@ class InternVLTrainer(Trainer):
             return found
 
         with quiet(model, self.optimizer), self.compute_loss_context_manager():
-            metrics = self.validator.run(loss_of)
-        log.info("evaluation after step %d: %s", self.state.global_step, describe(metrics))
+            metrics = self.evaluation.run(loss_of, unwrap(cast("nn.Module", self.model)), self.is_zero3)
+        log.info("evaluation after step %d: %s", self.state.global_step, self.evaluation.describe(metrics))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.meter.skip(time.perf_counter() - started)

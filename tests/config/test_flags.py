@@ -52,6 +52,9 @@ MODEL = {
 DATA = {
     "meta_path": None,
     "eval_meta_path": None,
+    "eval_tasks": None,
+    "eval_task_items": 64,
+    "eval_data_root": "data",
     "conv_style": None,
     "system_message": None,
     "max_seq_length": 8192,

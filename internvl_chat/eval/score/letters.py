@@ -22,3 +22,17 @@ def scienceqa_letter(answer: str, options: Mapping[str, str]) -> str:
     if len(answer) > 2 and answer[0] == "(" and answer[2] == ")":
         return answer[1]
     return answer
+
+
+def mcq_letter(answer: str, options: Mapping[str, str]) -> str:
+    """Letter of an answer to MMMU, MMBench, CCBench, MMVP and MMIU, or the answer itself where none is found.
+
+    ``options``: letter -> text. Unlike ScienceQA's, this rule does not know "(B)"; it reads "Answer: B" as A, and an
+    option inside another one's text as itself, as in the original. "" stays "" (the original fails).
+    """
+    answer = answer.strip()
+    if len(answer) <= 1:
+        return answer
+    if answer[0] in options:
+        return answer[0]
+    return next((letter for letter, text in options.items() if text in answer), answer)

@@ -43,15 +43,23 @@ def xlsx_file(name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any
     """A sheet with a header. Raises ConfigError without openpyxl."""
     try:
         from openpyxl import Workbook
+        from openpyxl.cell import WriteOnlyCell
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ImportError as error:
         raise ConfigError(f"{name} needs openpyxl; pip install 'internvl_chat[eval]'") from error
     book = Workbook(write_only=True)
     sheet = book.create_sheet("Sheet1")
+
+    def written(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        cell = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("", value))
+        cell.data_type = "s"  # an answer that begins with "=" is no formula
+        return cell
+
     sheet.append(list(columns))
     for row in rows:
-        cells = [row.get(column) for column in columns]
-        sheet.append([ILLEGAL_CHARACTERS_RE.sub("", cell) if isinstance(cell, str) else cell for cell in cells])
+        sheet.append([written(row.get(column)) for column in columns])
     buffer = io.BytesIO()
     book.save(buffer)
     return OutputFile(name, buffer.getvalue())

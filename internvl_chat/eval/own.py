@@ -1,0 +1,160 @@
+"""Own data as a task: a few lines of YAML (``internvl eval CKPT my_task.yaml``) -> ``Task``."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from internvl_chat.errors import ConfigError, first_line, nearest
+from internvl_chat.eval.own_items import FORMATS, Columns, Source, item_reader, read_source
+from internvl_chat.eval.score.own import METRICS, scorer_of
+from internvl_chat.eval.task import Layout, Task
+from internvl_chat.eval.tasks.common import LETTER, SHORT
+from internvl_chat.infer.pictures import NUM_SEGMENTS
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_WHOLE = ("max_new_tokens", "max_tiles", "num_segments")
+_TEXTS = ("name", "data", "root", "format", "prompt", "metric", "title")
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The keys of the file. ``root``: folder of the pictures; like ``data`` relative to the folder of the file."""
+
+    name: str
+    data: str
+    metric: str
+    root: str = "."
+    format: str = "table"
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str | None = None
+    max_new_tokens: int = 100
+    max_tiles: int = 6
+    num_segments: int = NUM_SEGMENTS
+    title: str | None = None
+
+
+def load_task(path: Path) -> Task:
+    """The task that a YAML file describes. Raises ConfigError naming the file, the key and the mend.
+
+    Keys: ``name``, ``data``, ``metric`` (needed); ``root``, ``format`` (table or internvl), ``fields`` (question,
+    image, images, video, answer, id, choices -> column), ``prompt`` (with ``{question}`` and
+    ``{choices}``), ``max_new_tokens``, ``max_tiles``, ``num_segments``, ``title``.
+    """
+    settings = _read(path)
+    columns = _columns(path, settings)
+    prompt = _prompt(path, settings, columns)
+    source = Source(
+        data=path.parent / settings.data,
+        root=path.parent / settings.root,
+        format=settings.format,
+        columns=columns,
+        prompt=prompt,
+        metric=settings.metric,
+        num_segments=settings.num_segments,
+    )
+    if not source.data.is_file():
+        raise ConfigError(f"{path}: data: there is no file {source.data}; a path is relative to the folder of the YAML")
+    return Task(
+        settings.name,
+        settings.title or settings.name,
+        (Layout(str(source.data), (), lambda root: read_source(source), str(source.data)),),
+        item_reader(source),
+        scorer_of(settings.metric),
+        max_new_tokens=settings.max_new_tokens,
+        max_tiles=settings.max_tiles,
+    )
+
+
+def _read(path: Path) -> _Settings:
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({first_line(error)})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: no YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: keys are expected, as in 'name: my_task'; needed: name, data, metric")
+    known = {one.name for one in fields(_Settings)}
+    for key in found:
+        if key not in known:
+            raise ConfigError(
+                f"{path}: unknown key {key!r}{nearest(str(key), known)} (keys: {', '.join(sorted(known))})"
+            )
+    given = {key: value for key, value in found.items() if value is not None}
+    for key in ("name", "data", "metric"):
+        if key not in given:
+            raise ConfigError(f"{path}: the key {key!r} is missing; needed: name, data, metric")
+    for key in _TEXTS:
+        if key in given and not isinstance(given[key], str):
+            raise ConfigError(f"{path}: {key}: {given[key]!r} is no text; put it in quotes")
+    for key in _WHOLE:
+        if key in given and (type(given[key]) is not int or given[key] < 1):
+            raise ConfigError(f"{path}: {key}: {given[key]!r}; a whole number of at least 1 is expected")
+    settings = _Settings(**given)
+    _check(path, settings)
+    return settings
+
+
+def _check(path: Path, settings: _Settings) -> None:
+    from internvl_chat.eval.registry import tasks
+
+    if not _NAME.fullmatch(settings.name):
+        raise ConfigError(
+            f"{path}: name: {settings.name!r} cannot be the name of a folder; use letters, digits, '-', '_' and '.'"
+        )
+    if settings.name in tasks():
+        raise ConfigError(f"{path}: name: {settings.name!r} is a task of its own already; choose another name")
+    for key, value, legal in (("metric", settings.metric, METRICS), ("format", settings.format, FORMATS)):
+        if value not in legal:
+            raise ConfigError(f"{path}: {key}: {value!r}{nearest(value, legal)}; legal: {', '.join(legal)}")
+
+
+def _columns(path: Path, settings: _Settings) -> Columns:
+    given = settings.fields
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path}: fields: names of columns are expected, as in 'fields: {{answer: label}}'")
+    if given and settings.format != "table":
+        raise ConfigError(f"{path}: fields goes with 'format: table'; lines of the InternVL format have theirs")
+    known = [one.name for one in fields(Columns)]
+    for key, value in given.items():
+        if key not in known:
+            raise ConfigError(
+                f"{path}: fields: unknown field {key!r}{nearest(str(key), known)} (fields: {', '.join(known)})"
+            )
+        several = key == "choices" and isinstance(value, list) and all(isinstance(one, str) for one in value)
+        if not isinstance(value, str) and not several:
+            more = ", or a list of columns with one choice each" if key == "choices" else ""
+            raise ConfigError(f"{path}: fields: {key}: {value!r}; the name of a column is expected{more}")
+    if settings.metric == "letter" and settings.format == "table" and "choices" not in given:
+        return Columns(**{**given, "choices": "choices"})
+    return Columns(**given)
+
+
+def _prompt(path: Path, settings: _Settings, columns: Columns) -> str:
+    chosen = columns.choices is not None
+    if settings.prompt is None:
+        if settings.format == "internvl":
+            return "{question}"
+        return f"{{question}}\n{{choices}}\n{LETTER}" if chosen else f"{{question}} {SHORT}"
+    try:
+        names = {name for _, name, _, _ in string.Formatter().parse(settings.prompt) if name is not None}
+    except ValueError as error:
+        raise ConfigError(f"{path}: prompt: {error}; write {{{{ and }}}} for braces that are meant") from error
+    for name in names - {"question", "choices"}:
+        raise ConfigError(
+            f"{path}: prompt: {{{name}}}{nearest(name, ('question', 'choices'))}; legal: {{question}}, {{choices}}; "
+            "write {{ and }} for braces that are meant"
+        )
+    if "question" not in names:
+        raise ConfigError(f"{path}: prompt: there is no {{question}} in it, so every item would be asked the same")
+    if ("choices" in names) != chosen:
+        what = "has {choices}, but fields names no column of them" if not chosen else "has no {choices}, but fields has"
+        raise ConfigError(f"{path}: prompt: it {what}; mend one of them")
+    return settings.prompt
