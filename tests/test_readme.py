@@ -52,6 +52,7 @@ def test_blocks_run_as_written_one_after_the_other(
     assert list((tmp_path / "work_dirs" / "mine" / "runs").rglob("events.out.tfevents*"))
     assert (tmp_path / "work_dirs" / "mine" / "train_log.jsonl").is_file()
     check_asking(capsys)
+    check_scoring(capsys)
 
 
 def check_asking(capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,6 +72,19 @@ def check_asking(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", section, re.S)
     exec(compile(block, "README.md", "exec"), {})
     assert capsys.readouterr().out.startswith(answer + "\n")
+
+
+def check_scoring(capsys: pytest.CaptureFixture[str]) -> None:
+    """The task of one's own data, and the page about it."""
+    section = README.split("## Score it")[1].split("\n## ")[0]
+    (text,) = re.findall(r"^cat > playground/number.yaml <<'END'\n(.*?)^END$", section, re.M | re.S)
+    Path("playground/number.yaml").write_text(text)
+    commands = commands_of("Score it")
+    assert [command[1] for command in commands] == ["eval", "eval", "eval"]
+    for command in commands:
+        assert main(command[1:]) == 0, capsys.readouterr().err[-3000:]
+    assert "<html" in Path("results/report.html").read_text()[:200]
+    assert "accuracy" in json.loads(Path("results/mine/number/metrics.json").read_text())["figures"]
 
 
 def test_every_flag_in_the_table_exists_and_its_default_is_right() -> None:

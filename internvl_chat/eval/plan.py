@@ -118,8 +118,9 @@ def generation_of(task: Task, options: Mapping[str, str], wishes: Wishes) -> dic
     """Arguments of ``generate`` for a task: greedy, unless a temperature is given."""
     most = MAX_NEW_TOKENS if options.get("cot") == "on" else task.max_new_tokens
     given = {name: value for name, value in wishes.generation.items() if value is not None}
-    least = {} if task.min_new_tokens is None else {"min_new_tokens": task.min_new_tokens}
-    return {"max_new_tokens": wishes.max_new_tokens or most, **least, **given}
+    most = wishes.max_new_tokens or most
+    least = {} if task.min_new_tokens is None else {"min_new_tokens": min(task.min_new_tokens, most)}
+    return {"max_new_tokens": most, **least, **given}
 
 
 def plan_jobs(tasks: Sequence[Task], wishes: Wishes, dynamic: bool, skip_missing: bool = False) -> list[Job]:
