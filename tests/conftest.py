@@ -34,6 +34,7 @@ LONGEST = (
     "train/test_preempt.py",
     "train/test_ending.py",
     "train/test_torchrun.py",
+    "train/test_benchmarks.py",
     "tools/test_smollm2.py",
     "train/test_nonfinite.py",
     "train/test_validation.py",
