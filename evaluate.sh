@@ -40,7 +40,8 @@ settle_processes() { # WORD...: sets LAUNCHER, GPUS, and HOW it is started, in w
   elif [ -n "${auto:-}" ]; then
     LAUNCHER=python HOW="1 process, the model over all GPUs" GPUS=1
   elif [ "$LAUNCHER" = torchrun ] && [ "${NNODES:-1}" = 1 ]; then
-    GPUS=$(cards) less=
+    if [ -n "$PRINT" ]; then GPUS=$asked; else GPUS=$(cards); fi # what is shown may be for another machine
+    less=
     [ "$GPUS" -ge "$asked" ] && GPUS=$asked || less=" (GPUS=$asked, but no more are here)"
     HOW="a process on each of $(plural "$GPUS" GPU)$less"
     [ "$GPUS" -gt 0 ] || HOW="1 process on the CPU (no GPU is here)" GPUS=1
@@ -72,7 +73,11 @@ need_python
 settle_processes "$@"
 settle_numbers
 settle_nodes
-printf '%s: %s %s: %s\n' "$NAME" "$1" "$2" "$HOW" >&2
+words="$1 $2"
+for word; do # further keys are named, options are not
+  case $word in "$1" | "$2") ;; -*) break ;; *) words="$words $word" ;; esac
+done
+printf '%s: %s: %s\n' "$NAME" "$words" "$HOW" >&2
 
 case $LAUNCHER in
 srun) with_srun "$GPUS" "$GPUS_PER_NODE" "$CPUS_PER_TASK" "$PYTHON" -u -m internvl_chat.eval "$@" ;;

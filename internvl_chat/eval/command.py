@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internvl_chat.errors import ConfigError
+from internvl_chat.errors import ConfigError, InternVLError
 from internvl_chat.eval.flags import add_arguments as add_arguments
 from internvl_chat.eval.flags import wishes_of
 from internvl_chat.infer.flags import model_name, model_options
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 # Flags that change answers and hold for all tasks of a run.
-_FOR_ALL = ("dtype", "load_in_8bit", "load_in_4bit", "image_backend", "conv_style", "system", "seed")
+_FOR_ALL = ("load_in_8bit", "load_in_4bit", "image_backend", "conv_style", "system", "seed")
 _INSTEAD = ("list", "verify", "prepare", "predictions", "report", "vlm_table")
 
 
@@ -47,10 +47,14 @@ def run(args: argparse.Namespace) -> int:
         args.device_map = args.device_map or "auto"
     setup_logging()
     if args.report is not None:
+        if args.names:
+            raise ConfigError(f"--report {args.report} stands alone: evaluate first, without it ({args.names[0]} ...)")
         return _report(Path(args.report))
     if args.vlm_table is not None:
         return _write_tables(args)
     if args.list:
+        if args.names:
+            raise ConfigError(f"--list shows all tasks; to evaluate, leave it out ({args.names[0]} ...)")
         from internvl_chat.eval.listing import list_tasks
 
         print(list_tasks(Path(args.data_root)))
@@ -68,10 +72,12 @@ def _tasks(names: Sequence[str], datasets: str | None = None) -> list[Task]:
 
     found = {task.name: task for task in resolve(names)}
     if not found:
-        raise ConfigError("name the tasks behind the checkpoint; `internvl eval --list` shows all")
+        raise ConfigError("no task is named (behind the checkpoint, if one is asked); `internvl eval --list` shows all")
     if datasets is None:
         return list(found.values())
     wanted = [name for name in datasets.split(",") if name]
+    if not wanted:
+        raise ConfigError(f"--datasets {datasets}: names of tasks, separated by commas: {', '.join(found)}")
     for name in wanted:
         if name not in found:
             raise ConfigError(f"--datasets {name}: not one of {', '.join(found)}")
@@ -82,6 +88,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from internvl_chat.eval.plan import plan_jobs
     from internvl_chat.eval.run import Setup, run_job
     from internvl_chat.infer.checkpoint import config_of_checkpoint, name_checkpoint
+    from internvl_chat.infer.load import resolve_device, resolve_dtype
     from internvl_chat.infer.sharing import share_machine
     from internvl_chat.launch import find_launch, name_of_run
 
@@ -102,21 +109,24 @@ def _evaluate(args: argparse.Namespace) -> int:
     settings = {
         "checkpoint": name_checkpoint(checkpoint, args.base),
         **{name: getattr(args, name) for name in _FOR_ALL},
+        "dtype": str(resolve_dtype(args.dtype, resolve_device(device))).removeprefix("torch."),
         "template": args.conv_style or config.template,
     }
     setup = Setup(
-        Path(args.out_dir), model_name(checkpoint), settings, launch, name_of_run(os.environ, launch),
+        Path(args.out_dir), args.name or model_name(checkpoint), settings, launch, name_of_run(os.environ, launch),
         args.batch_size, args.batch_tokens, max(1, args.num_workers), args.overwrite, judge,
     )  # fmt: skip
-    model = _Once(args, checkpoint, device, launch.rank)
+    model = _Once(args, checkpoint, device)
     runs = []
     try:
         for job in jobs:
             if (found := run_job(job, setup, model.get)) is not None:
                 runs.append(found)
-                _tell(found, config)
+                _tell(found)
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on, what is answered is in {setup.out_dir}", file=sys.stderr)
+        print(
+            f"stopped; the same command goes on, what is answered is in {setup.out_dir / setup.model}", file=sys.stderr
+        )
         raise
     return _finish(args, setup, jobs, runs, len(tasks))
 
@@ -131,19 +141,17 @@ def _set_up_process(args: argparse.Namespace, launch: Launch) -> None:
 class _Once:
     """The model, loaded when the first question is due."""
 
-    def __init__(self, args: argparse.Namespace, checkpoint: str, device: str | None, rank: int) -> None:
-        self._args, self._checkpoint, self._device, self._rank = args, checkpoint, device, rank
+    def __init__(self, args: argparse.Namespace, checkpoint: str, device: str | None) -> None:
+        self._args, self._checkpoint, self._device = args, checkpoint, device
         self._loaded: Loaded | None = None
 
     def get(self) -> Loaded:
         if self._loaded is None:
-            import torch
             from transformers.utils.logging import disable_progress_bar
 
             from internvl_chat.infer.load import load
 
             disable_progress_bar()
-            torch.manual_seed(self._args.seed + self._rank)
             options = {**model_options(self._args), "device": self._device, "system_message": self._args.system}
             self._loaded = load(self._checkpoint, **options)
         return self._loaded
@@ -157,12 +165,13 @@ def _judges(args: argparse.Namespace, tasks: Sequence[Task]) -> Any:
         return None if args.no_judge else open_judge(args.judge, folder / "judge.jsonl", os.environ)
 
     needed = [task.name for task in tasks if task.judged == "needed"]
-    if needed and not args.no_judge and judge(Path(args.out_dir)) is None:
+    there = judge(Path(args.out_dir)) is not None  # one that is named and cannot be asked is told now
+    if needed and not args.no_judge and not there:
         raise ConfigError(refusal(", ".join(needed)))
     return judge
 
 
-def _tell(run: Run, config: Any) -> None:
+def _tell(run: Run) -> None:
     manifest = run.manifest
     print(f"\n== {manifest['task']}: {manifest['title']}")
     figures = run.metrics.get("figures", {})
@@ -170,32 +179,37 @@ def _tell(run: Run, config: Any) -> None:
         print(line)
     if not run.metrics:
         print("no score here; the answers are written, and the file for a server where there is one")
-    if not run.complete:
+    if manifest["failed"] or manifest["limit"] is not None:
         why = f"{manifest['failed']} without an answer" if manifest["failed"] else f"--limit {manifest['limit']}"
-        print(f"PARTIAL: {manifest['answered']} of {manifest['items']} items answered, {why}; this is no score")
-    if manifest["settings"]["dynamic"] != bool(config.dynamic_image_size):
+        whole = max(manifest["there"], manifest["count"] or 0)
+        print(f"PARTIAL: {manifest['answered']} of {whole} items answered ({why}); this is no score")
+    elif not run.complete:
+        print(f"PARTIAL: the data here have {manifest['there']} items, the public set {manifest['count']}")
+    if "dynamic" in manifest["changed"]:
         print(f"NOTE: --dynamic {manifest['settings']['dynamic']} is not how this checkpoint was trained")
     print(f"-> {run.folder}")
 
 
 def _finish(args: argparse.Namespace, setup: Setup, jobs: Sequence[Job], runs: Sequence[Run], asked: int) -> int:
-    """Table and TensorBoard, by the process that has ended the last task. Returns the exit status."""
+    """Table and TensorBoard, by a process that finds all tasks ended. Returns the exit status."""
     from internvl_chat.eval.report.table import markdown_table
     from internvl_chat.eval.results import MANIFEST, find_runs, log_scalars, write_whole
 
-    if not runs or runs[-1].manifest["task"] != jobs[-1].task.name:
-        return 0
-    folders = {setup.folder_of(job) for job in jobs}
-    done = [run for folder in folders if (folder / MANIFEST).is_file() for run in find_runs(folder)]
-    order = {job.task.name: place for place, job in enumerate(jobs)}
-    done.sort(key=lambda run: order[run.manifest["task"]])
-    table = markdown_table(done)
+    status = int(any(map(_unfinished, runs)) or len(jobs) < asked)
+    folders = [setup.folder_of(job) for job in jobs]
+    if not runs or not all((folder / MANIFEST).is_file() for folder in folders):
+        return status  # another process is still at work, and will see the rest
+    done = [run for folder in folders for run in find_runs(folder)]
+    print(f"\n{markdown_table(done)}")
+    table = markdown_table(find_runs(setup.out_dir / setup.model))
     write_whole(setup.out_dir / setup.model / "table.md", table.encode())
-    print(f"\n{table}")
     if args.tensorboard:
         log_scalars(Path(args.tensorboard), args.step, done)
-    unfinished = [run for run in done if run.manifest["failed"] or run.manifest["unjudged"]]
-    return int(bool(unfinished) or len(jobs) < asked)
+    return int(status or any(map(_unfinished, done)))
+
+
+def _unfinished(run: Run) -> bool:
+    return bool(run.manifest["failed"] or run.manifest["unjudged"])
 
 
 def _report(folder: Path) -> int:
@@ -220,20 +234,26 @@ def _look_after(args: argparse.Namespace) -> int:
 
     root, status = Path(args.data_root), 0
     for task in _tasks(args.names):
-        if args.prepare:
-            for line in prepare(task, root, overwrite=args.overwrite):
-                print(f"{task.name}: {line}")
-        verdict = verify(task, root)
+        try:
+            if args.prepare:
+                for line in prepare(task, root, overwrite=args.overwrite):
+                    print(f"{task.name}: {line}")
+            verdict = verify(task, root)
+        except InternVLError as error:  # the other tasks are looked at all the same
+            print(f"{task.name}: {error}", file=sys.stderr)
+            status = 2
+            continue
         print(verdict.text())
-        status |= int(not verdict.good)
+        status = max(status, int(not verdict.good))
     return status
 
 
 def _score_file(args: argparse.Namespace) -> int:
-    """Score a file of answers that something else has made."""
+    """Score a file of answers that something else has made; what is left is as of an evaluation."""
     from internvl_chat.eval.plan import plan_job
-    from internvl_chat.eval.results import read_answers
-    from internvl_chat.eval.run import score_answers
+    from internvl_chat.eval.results import PREDICTIONS, read_answers, write_whole
+    from internvl_chat.eval.run import Setup, write_down
+    from internvl_chat.launch import Launch
 
     tasks = _tasks(args.names)
     if len(tasks) != 1:
@@ -241,18 +261,31 @@ def _score_file(args: argparse.Namespace) -> int:
     path = Path(args.predictions)
     job = plan_job(tasks[0], wishes_of(args), dynamic=True)
     found = read_answers(path)
-    known = {item.id for item in job.items}
+    known = {item.id: item for item in job.items}
     if strange := [name for name in found if name not in known]:
-        raise ConfigError(f"{path}: {tasks[0].name} has no item {strange[0]!r}; are these answers to another task?")
-    judge = _judges(args, tasks)(path.parent) if tasks[0].judged != "no" else None
-    result = score_answers(replace(job), found, path.stem, judge)
-    if result is None:
-        print(f"{tasks[0].name}: no score here")
-        return 1
-    for line in result.lines:
-        print(line)
-    for name, value in result.figures.items():
-        print(f"{name}: {value}")
-    if lacking := len(known) - len(found):
-        print(f"PARTIAL: {lacking} of {len(known)} items have no answer; this is no score")
-    return int(bool(lacking))
+        raise ConfigError(
+            f"{path}: {tasks[0].name} has no item {strange[0]!r} (its first is {next(iter(known))!r}); are these the "
+            "answers to another task?"
+        )
+    model = args.name or path.stem
+    settings = {"checkpoint": None, "predictions": str(path.absolute()), "template": None}
+    setup = Setup(Path(args.out_dir), model, settings, Launch(), "", judge=_judges(args, tasks))
+    folder = setup.folder_of(job)
+    if (folder / PREDICTIONS).exists() and (folder / PREDICTIONS).resolve() != path.resolve() and not args.overwrite:
+        raise ConfigError(
+            f"{folder} has answers already; --name NAME gives these another name, --overwrite replaces them"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / PREDICTIONS).resolve() != path.resolve():
+        lines = (
+            json.dumps({"id": name, "question": known[name].text, "answer": found[name], "gold": known[name].gold})
+            for name in known
+            if name in found
+        )
+        write_whole(folder / PREDICTIONS, "".join(f"{line}\n" for line in lines).encode())
+    run = write_down(job, setup, found, {})
+    _tell(run)
+    if run.metrics and run.metrics.get("lines"):
+        for name, value in run.metrics["figures"].items():
+            print(f"{name}: {value}")
+    return int(not run.complete or not run.metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,11 @@ from internvl_chat.infer.flags import add_model_flags
 if TYPE_CHECKING:
     from internvl_chat.eval.plan import Wishes
 
+# Flags that change what the model answers to all tasks -> what they are unless set.
+_OF_MODEL = {
+    "dtype": None, "load_in_8bit": False, "load_in_4bit": False, "image_backend": "torch", "conv_style": None,
+    "system": None,
+}  # fmt: skip
 # What "1", "yes", ... after a flag that needs no value means.
 _TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -59,6 +65,11 @@ def _add_asking(group: Any) -> None:
 def _add_running(group: Any) -> None:
     add = group.add_argument
     add("--out_dir", "--out-dir", default="results", metavar="DIR", help="where results go (default: %(default)s)")
+    add(
+        "--name",
+        metavar="NAME",
+        help="what the checkpoint is called in results (default: its folder, of a run the run)",
+    )
     add("--datasets", metavar="A,B", help="of the tasks of a key only these")
     add("--skip_missing", action="store_true", help="ask the tasks whose data are there, name the others, exit with 1")
     add("--overwrite", action="store_true", help="begin anew; otherwise the same command goes on")
@@ -66,7 +77,7 @@ def _add_running(group: Any) -> None:
     add("--batch_tokens", type=int, default=65536, metavar="N", help="tokens of a batch (default: %(default)s)")
     add(
         "--num_workers", "--num-workers", type=int, default=2, metavar="N",
-        help="threads that read and cut pictures (default: %(default)s)",
+        help="threads that read and cut pictures, at least one (default: %(default)s)",
     )  # fmt: skip
     add("--tensorboard", metavar="DIR", help="also write eval/<task>/<figure> for TensorBoard")
     add("--step", type=int, default=0, metavar="N", help="the step in TensorBoard (default: %(default)s)")
@@ -92,6 +103,8 @@ def check_numbers(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name} {value}: at least 1")
     if args.num_workers < 0:
         raise ConfigError(f"--num_workers {args.num_workers}: at least 0")
+    if not 0 <= args.temperature < math.inf:
+        raise ConfigError(f"--temperature {args.temperature}: 0 = the likeliest token each time, 0.2 to 1 = sampling")
 
 
 def wishes_of(args: argparse.Namespace) -> Wishes:
@@ -109,9 +122,12 @@ def wishes_of(args: argparse.Namespace) -> Wishes:
         options["cot"] = "on"
     if args.num_segments is not None:
         options["num_segments"] = str(args.num_segments)
-    generation: dict[str, Any] = {"num_beams": args.num_beams}
+    generation: dict[str, Any] = {"num_beams": args.num_beams if args.num_beams != 1 else None}
     if args.temperature:
         generation |= {"temperature": args.temperature}
+    shared = {name: getattr(args, name) for name, usual in _OF_MODEL.items() if getattr(args, name) != usual}
+    if args.temperature and args.seed:
+        shared["seed"] = args.seed
     return Wishes(
-        Path(args.data_root), args.max_tiles, args.dynamic, args.max_new_tokens, options, generation, args.limit
+        Path(args.data_root), args.max_tiles, args.dynamic, args.max_new_tokens, options, generation, args.limit, shared
     )

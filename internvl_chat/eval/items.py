@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -28,8 +28,8 @@ def find_layout(task: Task, root: Path) -> Layout:
             return layout
     if not root.is_dir():
         raise DataError(
-            f"{task.name}: the data folder {root} does not exist; --data_root names it, and "
-            f"`internvl eval --verify {task.name}` says what belongs there"
+            f"{task.name}: the data folder {root} does not exist; --data_root (when training: --eval_data_root) names "
+            f"it, and `internvl eval --verify {task.name}` says what belongs there"
         )
     lacking = "; or ".join(", ".join(str(root / name) for name in missing_files(one, root)) for one in task.layouts)
     where = "".join(f" ({one.name}: {one.source})" for one in task.layouts if one.source)
@@ -53,15 +53,19 @@ def options_of(task: Task, given: Mapping[str, str]) -> dict[str, str]:
     return {name: given.get(name, legal[0]) for name, legal in task.options.items()}
 
 
-def load_items(task: Task, ask: Ask, limit: int | None = None) -> list[Item]:
-    """All items of a task, or the first ``limit``.
+def load_items(task: Task, ask: Ask) -> list[Item]:
+    """All items of a task, whose pictures are there. Raises DataError as ``read_items`` and ``check_media`` do."""
+    items = read_items(task, ask)
+    check_media(task, items)
+    return items
 
-    Raises DataError for missing files, records that cannot be used, ids that come twice, pictures that are not there.
-    """
+
+def read_items(task: Task, ask: Ask) -> list[Item]:
+    """All items of a task. Raises DataError for missing files, records that cannot be used, ids that come twice."""
     layout = find_layout(task, ask.root)
     items: list[Item] = []
     records, number = iter(layout.read(ask.root)), 0
-    while limit is None or len(items) < limit:
+    while True:
         number += 1
         try:
             items.append(task.item(next(records), ask))
@@ -78,7 +82,6 @@ def load_items(task: Task, ask: Ask, limit: int | None = None) -> list[Item]:
     if not items:
         raise DataError(f"{_name(task, layout)}: there is no record in it; download or write it again")
     _check_ids(task, layout, items)
-    _check_media(task, items)
     return items
 
 
@@ -101,8 +104,8 @@ def _check_ids(task: Task, layout: Layout, items: list[Item]) -> None:
         )
 
 
-def _check_media(task: Task, items: list[Item]) -> None:
-    """Every picture that is a file of this machine has to be there."""
+def check_media(task: Task, items: Sequence[Item]) -> None:
+    """Raises DataError unless every picture that is a file of this machine is there."""
     lost: dict[str, str] = {}
     for item in items:
         for source in media_of(item.shown):

@@ -157,10 +157,15 @@ class OpenAIJudge:
 
 
 def open_judge(model: str | None, cache: Path, env: Mapping[str, str]) -> Judge | None:
-    """The judge that is named, with key and address of the environment; None without a name or without both."""
+    """The judge that is named, with key and address of the environment; None without a name.
+
+    Raises ConfigError for a name without both.
+    """
     key, address = env.get(KEY) or None, env.get(ADDRESS) or None
-    if not model or (key is None and address is None):
+    if not model:
         return None
+    if key is None and address is None:
+        raise ConfigError(f"--judge {model}: set {KEY}, or {ADDRESS} for a server of your own, or leave --judge out")
     return OpenAIJudge(model, address, key, cache=cache)
 
 

@@ -14,17 +14,18 @@ _JUDGED = {"no": "", "optional": "judge if there is one", "needed": "needs a jud
 def list_tasks(root: Path) -> str:
     """A text for people. ``root``: the data folder."""
     found = tasks()
-    lines = [f"{'key':24} {'task':28} {'items':>6} tiles tokens data  what"]
+    lines = [f"{'key':24} {'task':28} {'items':>6} tiles tokens {'data':11} what"]
     for key, names in sorted(keys().items()):
         for place, name in enumerate(names):
             lines.append(_row(key if place == 0 else "", found[name], root))
+    keyed = {name for names in keys().values() for name in names}
+    lines += [_row("-", task, root) for name, task in found.items() if name not in keyed]
     lines += ["", "groups:"]
     lines += [f"  {name}: {', '.join(members)}" for name, members in GROUPS.items()]
     lines += ["", "options (--option NAME=VALUE; the first is the default):"]
     for name, legal in sorted({(name, legal) for task in found.values() for name, legal in task.options.items()}):
         users = [task.name for task in found.values() if task.options.get(name) == legal]
-        shown = f"{', '.join(users[:4])}{', ...' if len(users) > 4 else ''}"
-        lines.append(f"  {name}={'|'.join(value or 'any' for value in legal)}: {shown}")
+        lines.append(f"  {name}={'|'.join(value or 'any' for value in legal)}: {', '.join(users)}")
     return "\n".join(lines)
 
 
@@ -33,4 +34,4 @@ def _row(key: str, task: Task, root: Path) -> str:
     notes = [task.title, _JUDGED[task.judged], "no score here" if task.score is None else ""]
     text = "; ".join(note for note in notes if note)
     count = "?" if task.count is None else str(task.count)
-    return f"{key:24} {task.name:28} {count:>6} {task.max_tiles:>5} {task.max_new_tokens:>6} {there[:5]:5} {text}"
+    return f"{key:24} {task.name:28} {count:>6} {task.max_tiles:>5} {task.max_new_tokens:>6} {there:11} {text}"

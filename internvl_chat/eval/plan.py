@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from internvl_chat.errors import ConfigError, DataError, InternVLError
-from internvl_chat.eval.items import digest_of, find_layout, load_items, options_of
+from internvl_chat.eval.items import check_media, digest_of, find_layout, options_of, read_items
 from internvl_chat.eval.score.thought import MAX_NEW_TOKENS
 from internvl_chat.eval.task import Ask, Item, Task
 from internvl_chat.log import get_logger
@@ -23,6 +23,7 @@ class Wishes:
     """What a user sets; None: as the task has it, or the checkpoint.
 
     ``options``: NAME -> VALUE, for the tasks that have one of that name. ``generation``: arguments of ``generate``.
+    ``shared``: settings of the model that are set by hand, by name.
     """
 
     root: Path = Path("data")
@@ -32,17 +33,23 @@ class Wishes:
     options: Mapping[str, str] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
+    shared: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A task as it is asked now. ``changed``: settings that are not the defaults, by name."""
+    """A task as it is asked now. ``there``: items that the data have; ``limit``: of these only the first.
+
+    ``digests``: id -> hash of the item. ``changed``: settings that are not the defaults, by name.
+    """
 
     task: Task
     ask: Ask
     items: Sequence[Item]
     generation: Mapping[str, Any]
     layout: str
+    there: int
+    digests: Mapping[str, str]
     limit: int | None = None
     changed: Mapping[str, Any] = field(default_factory=dict)
 
@@ -54,26 +61,26 @@ class Job:
     @property
     def odd_count(self) -> str | None:
         """What to say where there are more or fewer items than the public data set has."""
-        if self.limit is not None or self.task.count in (None, len(self.items)):
+        if self.task.count in (None, self.there):
             return None
-        return f"{self.task.name}: {len(self.items)} items, the public data set has {self.task.count}"
+        return f"{self.task.name}: {self.there} items, the public data set has {self.task.count}"
 
     @property
-    def digests(self) -> dict[str, str]:
-        """id -> hash of the item."""
-        return {item.id: digest_of(item) for item in self.items}
+    def whole(self) -> bool:
+        """Whether these are all items of the public data set, as far as it is known how many it has."""
+        return self.limit is None and (self.task.count is None or self.there >= self.task.count)
 
     @property
     def data_hash(self) -> str:
-        """sha256 over the hashes of all items, in order."""
-        text = json.dumps([[item.id, digest_of(item), item.gold] for item in self.items], default=str)
+        """sha256 over ids, hashes and golds of all items, in order."""
+        text = json.dumps([[item.id, self.digests[item.id], item.gold] for item in self.items], default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def settings(self) -> dict[str, Any]:
         """What the answers depend on beside items and checkpoint, as JSON."""
         return {
             "task": self.task.name,
-            "max_tiles": self.ask.max_tiles,
+            "max_tiles": self.ask.max_tiles if self.ask.dynamic else None,
             "dynamic": self.ask.dynamic,
             "options": dict(self.ask.options),
             "generation": dict(self.generation),
@@ -96,22 +103,26 @@ def plan_job(task: Task, wishes: Wishes, dynamic: bool) -> Job:
     options = options_of(task, mine)
     tiles = dynamic if wishes.dynamic is None else wishes.dynamic
     ask = Ask(wishes.root, wishes.max_tiles or task.max_tiles, tiles, options)
-    items = load_items(task, ask, wishes.limit)
+    found = read_items(task, ask)
+    items, there = found[: wishes.limit], len(found)
+    check_media(task, items)
     usual = {name: legal[0] for name, legal in task.options.items()}
     changed: dict[str, Any] = {name: value for name, value in options.items() if value != usual[name]}
     if tiles and ask.max_tiles != task.max_tiles:
         changed["max_tiles"] = ask.max_tiles
     if tiles != dynamic:
         changed["dynamic"] = tiles
-    changed |= {name: value for name, value in wishes.generation.items() if value is not None}
-    if wishes.max_new_tokens is not None:
-        changed["max_new_tokens"] = wishes.max_new_tokens
+    generation = generation_of(task, options, wishes)
+    usual_generation = generation_of(task, options, Wishes())
+    changed |= {name: value for name, value in generation.items() if value != usual_generation.get(name)}
+    if generation["max_new_tokens"] < usual_generation.get("min_new_tokens", 0):
+        del changed["min_new_tokens"]  # follows from the other
+    changed |= wishes.shared
     if wishes.limit is not None:
         changed["limit"] = wishes.limit
-    return Job(
-        task, ask, items, generation_of(task, options, wishes), find_layout(task, wishes.root).name, wishes.limit,
-        changed,
-    )  # fmt: skip
+    layout = find_layout(task, wishes.root).name
+    digests = {item.id: digest_of(item) for item in items}
+    return Job(task, ask, items, generation, layout, there, digests, wishes.limit, changed)
 
 
 def generation_of(task: Task, options: Mapping[str, str], wishes: Wishes) -> dict[str, Any]:
@@ -131,7 +142,9 @@ def plan_jobs(tasks: Sequence[Task], wishes: Wishes, dynamic: bool, skip_missing
     known = {name for task in tasks for name in task.options}
     for name in wishes.options:
         if name not in known:
-            raise ConfigError(f"option {name!r}: none of the tasks has it (there are: {', '.join(sorted(known))})")
+            raise ConfigError(
+                f"option {name!r}: none of the tasks has it (options: {', '.join(sorted(known)) or 'none'})"
+            )
     jobs: list[Job] = []
     wrong: list[InternVLError] = []
     for task in tasks:

@@ -15,6 +15,9 @@ from internvl_chat.errors import DataError
 from internvl_chat.eval.plan import Job
 from internvl_chat.eval.sources import read_json, read_records
 from internvl_chat.eval.task import OutputFile, Result
+from internvl_chat.log import get_logger
+
+logger = get_logger(__name__)
 
 PREDICTIONS, SCORED, METRICS, MANIFEST = "predictions.jsonl", "scored.jsonl", "metrics.json", "run.json"
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "pillow", "numpy", "flash-attn", "bitsandbytes")
@@ -65,7 +68,10 @@ def read_answers(path: Path) -> dict[str, str]:
             continue
         name, answer = record.get("id"), record.get("answer")
         if not isinstance(name, (str, int)) or not isinstance(answer, str):
-            raise DataError(f'{path}:{number}: {{"id": .., "answer": ".."}} is expected')
+            lacking = "answer" if isinstance(name, (str, int)) else "id"
+            known = ", ".join(str(key) for key in record) or "none"
+            what = f'{{"id": .., "answer": ".."}} is expected, {lacking!r} is missing or no text (fields: {known})'
+            raise DataError(f"{path}:{number}: {what}")
         if str(name) in answers:
             raise DataError(f"{path}:{number}: a second answer to {name!r}; leave one of them")
         answers[str(name)] = answer
@@ -104,14 +110,26 @@ def write_files(folder: Path, files: Iterable[OutputFile]) -> list[Path]:
     return paths
 
 
+def manifests(folder: Path) -> list[Path]:
+    """The manifests of all evaluations below a folder, also in folders of models that are links."""
+    return sorted({*folder.rglob(MANIFEST), *folder.glob(f"*/{MANIFEST}"), *folder.glob(f"*/*/{MANIFEST}")})
+
+
 def find_runs(folder: Path) -> list[Run]:
-    """All finished evaluations below a folder, by model and task. Raises DataError if there is none."""
+    """All finished evaluations below a folder; damaged ones are left out, and it is said.
+
+    Raises DataError if there is none.
+    """
     runs = []
-    for path in sorted(folder.rglob(MANIFEST)):
+    for path in manifests(folder):
         metrics = path.with_name(METRICS)
-        manifest = read_json(path)
+        try:
+            manifest, scores = read_json(path), read_json(metrics) if metrics.is_file() else {}
+        except DataError as error:
+            logger.warning("left out: %s", error)
+            continue
         if isinstance(manifest, dict) and "task" in manifest:
-            runs.append(Run(path.parent, manifest, read_json(metrics) if metrics.is_file() else {}))
+            runs.append(Run(path.parent, manifest, scores))
     if not runs:
         raise DataError(f"{folder}: no finished evaluation in it (a {MANIFEST} in each); `internvl eval` writes them")
     return runs
@@ -123,6 +141,8 @@ def log_scalars(folder: Path, step: int, runs: Sequence[Run]) -> None:
 
     with SummaryWriter(str(folder)) as writer:
         for run in runs:
-            if run.complete:
+            if not run.complete:
+                logger.warning("%s: not written for TensorBoard, it is partial", run.manifest["task"])
+            else:
                 for name, value in run.metrics.get("figures", {}).items():
                     writer.add_scalar(f"eval/{run.manifest['task']}/{name}", value, step)

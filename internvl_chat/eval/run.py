@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -31,6 +32,8 @@ logger = get_logger(__name__)
 
 _WORDS = Words("", "--overwrite begins anew, another --out_dir keeps both", ", or give another --out_dir")
 _ERRORS_TOLD = 10
+# What a scorer may stumble over in answers that nobody has thought of.
+_STUMBLES = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def run_job(job: Job, setup: Setup, load: Callable[[], Loaded]) -> Run | None:
     launch = setup.launch
     file = AnswersFile(
         folder / PREDICTIONS,
-        job.digests,
+        dict(job.digests),
         {**setup.settings, **job.settings()},
         rank=launch.rank,
         world_size=launch.world_size,
@@ -82,9 +85,12 @@ def run_job(job: Job, setup: Setup, load: Callable[[], Loaded]) -> Run | None:
                 logger.info("%s: goes on with %d of %d items", job.task.name, len(file.todo), share)
             (folder / MANIFEST).unlink(missing_ok=True)
             _answer(job, setup, load(), file)
+        elif launch.rank == 0:
+            logger.info("%s: nothing is left to ask", job.task.name)
         outcome = file.finish()
     if not outcome.whole:
-        logger.info("%s: %d of %d items are there", job.task.name, outcome.there, len(job.items))
+        what = "%s: this process is done, %d of %d items are there; the process that ends last scores"
+        logger.info(what, job.task.name, outcome.there, len(job.items))
         return None
     if not (outcome.merged or (before and launch.rank == 0)):
         return None  # another process scores
@@ -93,6 +99,8 @@ def run_job(job: Job, setup: Setup, load: Callable[[], Loaded]) -> Run | None:
 
 def _answer(job: Job, setup: Setup, loaded: Loaded, file: AnswersFile[str]) -> None:
     loaded = replace(loaded, tiles=replace(loaded.tiles, dynamic=job.ask.dynamic))
+    # Sampling hangs on the task, not on what was asked before it.
+    torch.manual_seed(zlib.crc32(f"{setup.settings.get('seed', 0)}/{setup.launch.rank}/{job.task.name}".encode()))
     items = {item.id: item for item in job.items}
     asked: list[Item] = []
     progress = Progress(len(file.todo), f"items of {job.task.name}")
@@ -138,8 +146,8 @@ def _answer(job: Job, setup: Setup, loaded: Loaded, file: AnswersFile[str]) -> N
 
 def _name_of(source: Any) -> str:
     if isinstance(source, Medium):
-        return source.name if source.local is None else str(source.local)
-    return str(source) if isinstance(source, (str, Path)) else "picture in memory"
+        return source.name if source.local is None else str(source.local.absolute())
+    return str(Path(source).absolute()) if isinstance(source, (str, Path)) else "picture in memory"
 
 
 def score_answers(job: Job, answers_by_id: Mapping[str, str], model: str, judge: Judge | None) -> Result | None:
@@ -163,6 +171,15 @@ def _conclude(job: Job, setup: Setup, outcome: Outcome, started: str, seconds: f
     """Score what is answered, and write all of it down."""
     folder = setup.folder_of(job)
     found = read_answers(folder / PREDICTIONS)
+    run = write_down(job, setup, found, {"started": started, "seconds": round(seconds, 1)})
+    for record in outcome.errors[:_ERRORS_TOLD]:
+        logger.warning("%s: item %r: %s", job.task.name, record["id"], record["error"])
+    return run
+
+
+def write_down(job: Job, setup: Setup, found: Mapping[str, str], more: Mapping[str, Any]) -> Run:
+    """Score the answers, by id, and leave marks, figures, files and manifest (with ``more`` in it) in the folder."""
+    folder = setup.folder_of(job)
     judge = setup.judge(folder) if job.task.judged != "no" else None
     unjudged = None
     try:
@@ -170,19 +187,24 @@ def _conclude(job: Job, setup: Setup, outcome: Outcome, started: str, seconds: f
     except JudgeError as error:  # the answers are there, and so are the replies so far: other tasks go on
         logger.error("%s: not scored (%s); the same command goes on with the judge", job.task.name, error)
         result, unjudged = None, str(error)
+    except _STUMBLES as error:  # of the scorer: the answers stay
+        logger.error("%s: not scored (%s: %s)", job.task.name, type(error).__name__, error)
+        result, unjudged = None, f"{type(error).__name__}: {error}"
     failed = len(job.items) - len(found)
     manifest = {
         "task": job.task.name,
         "title": job.task.title,
+        "style": job.task.style,
         "model": setup.model,
         "checkpoint": setup.settings["checkpoint"],
-        "complete": failed == 0 and job.limit is None,
+        "complete": failed == 0 and job.whole,
         "items": len(job.items),
         "answered": len(found),
         "failed": failed,
         "limit": job.limit,
+        "there": job.there,
         "count": job.task.count,
-        "data": {"root": str(job.ask.root), "layout": job.layout, "sha256": job.data_hash},
+        "data": {"root": str(job.ask.root.absolute()), "layout": job.layout, "sha256": job.data_hash},
         "settings": {
             **setup.settings,
             **job.settings(),
@@ -195,15 +217,12 @@ def _conclude(job: Job, setup: Setup, outcome: Outcome, started: str, seconds: f
         "unjudged": unjudged,
         "versions": versions(),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
-        "started": started,
-        "seconds": round(seconds, 1),
+        **more,
     }
     if job.task.files is not None:
         answered = answered_of(job, found, setup.model, judge)
         manifest["files"] = [path.name for path in write_files(folder, job.task.files(answered))]
     write_result(folder, job, setup.model, manifest, result)
-    for record in outcome.errors[:_ERRORS_TOLD]:
-        logger.warning("%s: item %r: %s", job.task.name, record["id"], record["error"])
     if result is not None:
         for name, times in result.notes.items():
             if times:

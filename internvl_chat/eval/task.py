@@ -121,7 +121,7 @@ class Task:
     are not public. ``count``: items of the public data set. ``max_tiles``: the limit behind published figures.
     ``options``: name -> legal values, the first is the default; "" stands for any text.
     ``judged``: whether ``score`` asks a judge: never; where there is one; always. ``neighbours``: so many items that
-    follow each other are scored together.
+    follow each other are scored together. ``style``: whose prompts and scorer these are, recorded with the score.
     """
 
     name: str

@@ -71,7 +71,9 @@ def answers(
                 return [pool.submit(_pixels_of, loaded, part[number]) for number in batch]
 
             batches = cut_batches({number: len(row) for number, row in rows.items()}, batch_size, batch_tokens)
-            coming = read(batches[0]) if batches else []
+            if not batches:
+                continue  # none of the window can be asked
+            coming = read(batches[0])
             for batch, behind in zip(batches, [*batches[1:], []], strict=True):
                 reading, coming = coming, read(behind)
                 pixels: dict[int, Tensor] = {}

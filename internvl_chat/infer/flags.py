@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import re
 from pathlib import Path
 from typing import Any
 
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 # Flags that ``load`` knows under the same names.
 _OF_LOAD = ("dtype", "device", "device_map", "load_in_8bit", "load_in_4bit", "conv_style", "image_backend", "base")
 
@@ -25,9 +27,14 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def model_name(path: str | Path) -> str:
-    """What a model is called where its folder is all that is known: the folder's name; of an adapter, its run's."""
+    """What a model is called where its folder is all that is known: the folder's name.
+
+    Of an adapter it is its run's; of a checkpoint within a run, both.
+    """
     folder = Path(path).expanduser().absolute()
-    return folder.parent.name if folder.name == "adapter" else folder.name
+    if folder.name == "adapter":
+        return folder.parent.name
+    return f"{folder.parent.name}-{folder.name}" if _CHECKPOINT.fullmatch(folder.name) else folder.name
 
 
 def is_loopback(host: str) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from PIL import Image
@@ -20,7 +20,9 @@ from internvl_chat.data.storage import Medium
 from internvl_chat.data.tiles import TileSettings, count_tiles, cut_tiles
 from internvl_chat.data.video import read_frames, read_video_info
 from internvl_chat.errors import ConfigError, DataError
-from internvl_chat.model.chat import InternVLChatModel
+
+if TYPE_CHECKING:
+    from internvl_chat.model.chat import InternVLChatModel
 
 # A Medium: a picture in an archive or a data URL, read when it is due.
 Picture = Path | str | Image.Image | Medium

@@ -30,34 +30,35 @@ def here(tmp_path: Path, scienceqa: Path, lively: Path, monkeypatch: pytest.Monk
 
 
 def test_a_score_with_its_manifest(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", "tiny", "scienceqa", *SHORT, "--tensorboard", "tb", "--step", "7"]) == 0
+    assert main(["eval", "tiny", "scienceqa", *SHORT]) == 0
     out = capsys.readouterr().out
     folder = here / "results/tiny/sqa_test+max_new_tokens=4"
     metrics = json.loads((folder / "metrics.json").read_text())
     manifest = json.loads((folder / "run.json").read_text())
     assert f"Acc@1: {metrics['figures']['accuracy']}" in out
-    assert manifest["complete"] is True
+    assert (manifest["complete"], manifest["answered"], manifest["there"], manifest["count"]) == (False, 3, 3, 2017)
+    assert "PARTIAL: the data here have 3 items, the public set 2017" in out
     assert manifest["checkpoint"].startswith(f"{(here / 'tiny').resolve().name} ")
     assert manifest["settings"]["generation"] == {"max_new_tokens": 4, "min_new_tokens": 1}
     assert manifest["settings"]["template"] == "internvl2_5"
     assert manifest["versions"].keys() >= {"internvl_chat", "torch", "transformers"}
     assert len(manifest["data"]["sha256"]) == 64
     assert "| sqa_test" in (here / "results/tiny/table.md").read_text()
-    assert len(list((here / "tb").glob("events.*"))) == 1
+    assert "partial: 3 of 2017" in (here / "results/tiny/table.md").read_text()
     assert main(["eval", "tiny", "scienceqa", *SHORT]) == 0, "once more: nothing to ask"
     assert json.loads((folder / "metrics.json").read_text()) == metrics
 
 
 def test_a_limit_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "tiny", "scienceqa", *SHORT, "--limit", "2"]) == 0
-    assert "PARTIAL: 2 of 2 items answered, --limit 2; this is no score" in capsys.readouterr().out
+    assert "PARTIAL: 2 of 2017 items answered (--limit 2); this is no score" in capsys.readouterr().out
     assert "partial" in (here / "results/tiny/table.md").read_text()
 
 
 def test_items_that_fail_are_an_exit_status(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "data/scienceqa/images/b.png").write_bytes(b"")
     assert main(["eval", "tiny", "scienceqa", *SHORT]) == 1
-    assert "PARTIAL: 2 of 3 items answered, 1 without an answer; this is no score" in capsys.readouterr().out
+    assert "PARTIAL: 2 of 2017 items answered (1 without an answer); this is no score" in capsys.readouterr().out
 
 
 def test_not_as_it_was_trained(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +71,7 @@ def test_not_as_it_was_trained(here: Path, capsys: pytest.CaptureFixture[str]) -
     ("argv", "message"),
     [
         (["tiny", "sciencqa"], "no task 'sciencqa'; did you mean 'scienceqa'"),
-        (["tiny"], "name the tasks behind the checkpoint"),
+        (["tiny"], "no task is named"),
         ([], "name a checkpoint and tasks"),
         (["nowhere", "scienceqa"], "nowhere"),
         (["tiny", "scienceqa", "--data_root", "elsewhere"], "the data folder elsewhere does not exist"),
@@ -79,6 +80,11 @@ def test_not_as_it_was_trained(here: Path, capsys: pytest.CaptureFixture[str]) -
         (["tiny", "scienceqa", "--datasets", "m3cot_test"], "--datasets m3cot_test: not one of sqa_test"),
         (["--list", "--report", "x"], "--list and --report: one at a time"),
         (["--report", "data"], "no finished evaluation in it"),
+        (["tiny", "scienceqa", "--report", "data"], "--report data stands alone"),
+        (["tiny", "scienceqa", "--list"], "--list shows all tasks"),
+        (["tiny", "scienceqa", "--datasets", ","], "--datasets ,: names of tasks"),
+        (["tiny", "scienceqa", "--temperature", "nan"], "--temperature nan"),
+        (["tiny", "scienceqa", "--judge", "gpt"], "--judge gpt: set OPENAI_API_KEY"),
     ],
 )
 def test_one_message(here: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
@@ -88,18 +94,68 @@ def test_one_message(here: Path, capsys: pytest.CaptureFixture[str], argv: list[
     assert "Traceback" not in error
 
 
+def test_own_data_and_what_is_left_of_them(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of it is there, so it is a full score, and one for TensorBoard."""
+    jsonl(here / "own.jsonl", ({"question": f"{n}?", "answer": "a", "id": n} for n in range(3)))
+    (here / "own.yaml").write_text("name: own\ndata: own.jsonl\nmetric: exact_match\n")
+    assert main(["eval", "tiny", "own.yaml", "scienceqa", *SHORT, "--tensorboard", "tb", "--step", "7"]) == 0
+    out = capsys.readouterr().out
+    folder = here / "results/tiny/own+max_new_tokens=4"
+    assert json.loads((folder / "run.json").read_text())["complete"] is True
+    assert "PARTIAL" not in out.partition("== own")[2].partition("==")[0]
+    (events,) = (here / "tb").glob("events.*")
+    assert b"eval/own/accuracy" in events.read_bytes()
+    assert b"eval/sqa_test" not in events.read_bytes(), "a part of a data set is no figure"
+    assert main(["eval", "tiny", "own.yaml", *SHORT]) == 0
+    assert "sqa_test" in (here / "results/tiny/table.md").read_text(), "the table has all tasks of the model"
+
+
+def test_settings_of_the_model_are_part_of_the_folder(here: Path) -> None:
+    line = [
+        "eval",
+        "tiny",
+        "scienceqa",
+        *SHORT,
+        "--conv_style",
+        "Hermes-2",
+        "--system",
+        "Be brief.",
+        "--num_beams",
+        "1",
+    ]
+    assert main(line) == 0
+    (folder,) = (here / "results/tiny").glob("sqa_test+*")
+    assert folder.name.startswith("sqa_test+max_new_tokens=4+conv_style=Hermes-2+system=")
+    settings = json.loads((folder / "run.json").read_text())["settings"]
+    assert (settings["system"], settings["template"], settings["dtype"]) == ("Be brief.", "Hermes-2", "float32")
+
+
+def test_a_run_that_fails_twice_goes_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also when all that is left cannot be asked."""
+    (here / "data/scienceqa/images/b.png").write_bytes(b"")
+    assert main(["eval", "tiny", "scienceqa", *SHORT]) == 1
+    assert main(["eval", "tiny", "scienceqa", *SHORT]) == 1
+    picture(here / "data/scienceqa/images/b.png", 1)
+    assert main(["eval", "tiny", "scienceqa", *SHORT]) == 0
+
+
 def test_a_scored_file_of_somebody_else(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answers = [{"id": str(number), "answer": letter} for number, letter in enumerate("BAA")]
     path = jsonl(here / "theirs.jsonl", answers)
-    assert main(["eval", "--predictions", str(path), "scienceqa"]) == 0
-    assert "Acc@1: 0.6666666666666666" in capsys.readouterr().out
+    assert main(["eval", "--predictions", str(path), "scienceqa"]) == 1, "three of 2017"
+    out = capsys.readouterr().out
+    assert "Acc@1: 0.6666666666666666" in out and "PARTIAL: the data here have 3 items" in out
+    metrics = json.loads((here / "results/theirs/sqa_test/metrics.json").read_text())
+    assert metrics["figures"] == {"accuracy": 2 / 3}
+    assert main(["eval", "--predictions", str(path), "scienceqa"]) == 2
+    assert "has answers already" in capsys.readouterr().err
     jsonl(path, answers[:2])
-    assert main(["eval", "--predictions", str(path), "scienceqa"]) == 1
-    assert "PARTIAL: 1 of 3 items have no answer; this is no score" in capsys.readouterr().out
+    assert main(["eval", "--predictions", str(path), "scienceqa", "--overwrite"]) == 1
+    assert "PARTIAL: 2 of 2017 items answered (1 without an answer)" in capsys.readouterr().out
     for bad, message in (
         (answers + answers[:1], "theirs.jsonl:4: a second answer to '0'"),
-        ([{"id": "17", "answer": "A"}], "sqa_test has no item '17'"),
-        ([{"id": "0"}], "theirs.jsonl:1: "),
+        ([{"id": "17", "answer": "A"}], "sqa_test has no item '17' (its first is '0')"),
+        ([{"id": "0", "text": "A"}], "theirs.jsonl:1: "),
     ):
         jsonl(path, bad)
         assert main(["eval", "--predictions", str(path), "scienceqa"]) == 2

@@ -266,8 +266,9 @@ def test_the_first_error_ends_it() -> None:
 def test_which_judge_is_opened(serve: Any, tmp_path: Path) -> None:
     cache = tmp_path / "cache.jsonl"
     assert open_judge(None, cache, {"OPENAI_API_KEY": KEY}) is None
-    assert open_judge("m", cache, {}) is None
-    assert open_judge("m", cache, {"OPENAI_API_KEY": ""}) is None
+    for env in ({}, {"OPENAI_API_KEY": ""}):
+        with pytest.raises(ConfigError, match="--judge m: set OPENAI_API_KEY, or OPENAI_BASE_URL"):
+            open_judge("m", cache, env)
     server = serve((200, completion("x")))
     found = open_judge("m", cache, {"OPENAI_BASE_URL": server.address})
     assert found is not None

@@ -56,7 +56,8 @@ def setup_of(out: Path, rank: int = 0, size: int = 1, **changes: Any) -> Setup:
 
 
 def job_of(data: Path, **wishes: Any) -> Any:
-    (job,) = plan_jobs(resolve(["scienceqa"]), Wishes(data, max_new_tokens=8, **wishes), dynamic=True)
+    tasks = [replace(task, count=None) for task in resolve(["scienceqa"])]  # all of it is here
+    (job,) = plan_jobs(tasks, Wishes(data, max_new_tokens=8, **wishes), dynamic=True)
     return job
 
 

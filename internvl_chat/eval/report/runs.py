@@ -12,7 +12,7 @@ from typing import Any
 from internvl_chat.errors import first_line
 from internvl_chat.eval.published import Figure, published_for
 from internvl_chat.eval.registry import tasks
-from internvl_chat.eval.results import MANIFEST, METRICS, Run
+from internvl_chat.eval.results import METRICS, Run, manifests
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Entry:
     @property
     def published(self) -> Mapping[str, Figure]:
         """Published figures of this model at this task, by the scorer's names; none for other settings than those."""
-        if self.label != self.task:
+        if self.meta.get("changed"):
             return {}
         found = dict(published_for(self.model, self.task))
         if "main" in found and self.main is not None:
@@ -80,7 +80,7 @@ def _count(value: object) -> int | None:
 def read_entries(folder: Path) -> tuple[list[Entry], dict[Path, str]]:
     """All runs below a folder, in the order of the tasks; and of those that cannot be read: why."""
     entries, lost = [], {}
-    for path in sorted(folder.rglob(MANIFEST)):
+    for path in manifests(folder):
         metrics = path.with_name(METRICS)
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))

@@ -43,7 +43,7 @@ def refcoco_iou(answer: str, gold: Box, width: float, height: float) -> float:
         return 0.0
     with np.errstate(all="ignore"):
         box = np.array(written, np.float32)
-        if sum(written) >= _SHARES:
+        if box.sum() >= _SHARES:
             box = box / np.float32(_WHOLE)
         box = box * np.array([width, height, width, height], np.float32)
         due = np.array(gold, np.float32)

@@ -10,6 +10,7 @@ def scienceqa_letter(answer: str, options: Mapping[str, str]) -> str:
 
     ``options``: letter -> text. Words that begin with an option's letter are read as that letter, as in the original.
     """
+    answer = answer.strip()
     if len(answer) == 1:
         return answer
     if answer[:1] in options:

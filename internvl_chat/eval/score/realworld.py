@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 # Ways in which answers begin; their capitals would be read as letters.
 _PREFIXES = (
     "The best answer is", "The correct answer is", "The answer is", "The answer", "The best option is",
-    "The correct option is", "Best answer", "Best option",
+    "The correct option is", "Best answer:", "Best option:",
 )  # fmt: skip
 _LETTER = re.compile("[ABCDE]")
 # An answer without a letter is compared with the options only if it is short.

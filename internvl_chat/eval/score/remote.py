@@ -17,7 +17,11 @@ def rsvqa(kind: str, answer: str, gold: str) -> float:
     """
     if kind not in BUCKETED:
         return float(answer.lower() == gold.lower())
-    own, due = bucket(answer), bucket(gold.removesuffix(_UNIT))
+    if kind == "area":
+        # The original takes the unit's characters off the end, and with them every 2 that stands before it: "122m2" is
+        # read as 1, "2m2" as nothing. Published figures contain that.
+        gold = gold.rstrip(_UNIT)
+    own, due = bucket(answer), bucket(gold)
     return float(own is not None and own == due)
 
 

@@ -19,9 +19,9 @@ def thoughtful(question: str) -> str:
 
 
 def final_answer(answer: str) -> str:
-    """The rest of the line behind the first ``Final answer:`` or ``Answer:``; without one the whole answer."""
+    """The rest of the line behind the first ``Final answer:`` or ``Answer:``; without one the answer as it is."""
     found = _MARKER.search(answer)
     if found is None:
-        return answer.strip()
+        return answer
     rest = answer[found.end() :].strip()
     return rest.split("\n", 1)[0].strip()

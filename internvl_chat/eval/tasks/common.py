@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from internvl_chat.data.storage import Medium
 from internvl_chat.errors import ConfigError
-from internvl_chat.eval.task import Ask, OutputFile
+from internvl_chat.eval.task import Answered, Ask, OutputFile
 from internvl_chat.infer.pictures import Shown
 
 SHORT = "Answer the question using a single word or phrase."
@@ -29,9 +29,27 @@ def option_lines(options: Sequence[str]) -> str:
     return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
 
 
-def json_file(name: str, value: Any) -> OutputFile:
-    """JSON on one line, as ``json.dump`` writes it."""
-    return OutputFile(name, json.dumps(value).encode())
+def json_file(name: str, value: Any, *, indent: int | None = None, escaped: bool = True) -> OutputFile:
+    """JSON as ``json.dump`` writes it: on one line, or with ``indent`` blanks a level.
+
+    ``escaped``: what is not ASCII is written as ``\\uXXXX``, else as it is, in UTF-8.
+    """
+    # A lone surrogate, which UTF-8 has no bytes for, is written as an escape in either case.
+    text = json.dumps(value, indent=indent, ensure_ascii=escaped)
+    return OutputFile(name, text.encode("utf-8", "backslashreplace"))
+
+
+def answers_file(name: str) -> Callable[[Answered], list[OutputFile]]:
+    """``<name>.json`` of question, answer, right answer and id, for data sets whose own form is not known."""
+
+    def files(run: Answered) -> list[OutputFile]:
+        records = [
+            {"question": item.text, "answer": answer, "gt_answers": item.gold, "id": item.id}
+            for item, answer in zip(run.items, run.answers, strict=True)
+        ]
+        return [json_file(f"{name}.json", records)]
+
+    return files
 
 
 def jsonl_file(name: str, records: Iterable[Mapping[str, Any]]) -> OutputFile:

@@ -99,7 +99,8 @@ def _task(name: str, title: str, layouts: tuple[Layout, ...], count: int, max_ti
         count=count,
         files=written(name, row_of("questionId"))
         if name == "docvqa_test"
-        else written(name, plain, row_of("questionId") if test else None),
+        # The original escapes what is not ASCII in the files of the test sets only.
+        else written(name, plain, row_of("questionId") if test else None, escaped=test),
     )
 
 

@@ -14,26 +14,31 @@ _PICTURES = f"{_FOLDER}/images/drivelm/stitch"
 
 
 def _item(record: Record, ask: Ask) -> Item:
-    """Lines of training data, or with the question in a field of its own."""
+    """Lines of training data, or with the question in a field of its own.
+
+    ``question_old``, where a record has it, is what the file has for its question.
+    """
     turns = record.get("conversations")
     question = turns[0]["value"] if turns else record["question"]
     gold = turns[1]["value"] if turns and len(turns) > 1 else record.get("answer")
     name = record["id"] if "id" in record else record["question_id"]
     shown = one(picture(ask.root, record["image"], _PICTURES), ask)
-    return Item(str(name), question.strip(), shown, gold, {"question": question, "id": name})
+    return Item(
+        str(name), question.strip(), shown, gold, {"question": record.get("question_old", question), "id": name}
+    )
 
 
 def _files(run: Answered) -> list[OutputFile]:
     records = [
         {
-            "id": item.extra["id"],
             "question": item.extra["question"],
-            "gt_answers": item.gold,
             "answer": own_pixels(answer),
+            "gt_answers": item.gold,
+            "id": item.extra["id"],
         }
         for item, answer in zip(run.items, run.answers, strict=True)
     ]
-    return [json_file(f"{_NAME}.json", records)]
+    return [json_file(f"{_NAME}.json", records, indent=4)]
 
 
 TASKS = (

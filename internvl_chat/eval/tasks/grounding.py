@@ -10,7 +10,7 @@ from internvl_chat.data.faults import Fault
 from internvl_chat.data.media import read_image_size
 from internvl_chat.errors import DataError
 from internvl_chat.eval.score.boxes import refcoco_box, refcoco_iou, refcoco_right, rsvg_box, rsvg_right
-from internvl_chat.eval.sources import find, picture, unpacked, write_records
+from internvl_chat.eval.sources import find, picture, read_records, unpacked, write_records
 from internvl_chat.eval.task import Answered, Ask, Item, OutputFile, Record, Result, Task
 from internvl_chat.eval.tasks.common import json_file, one
 from internvl_chat.eval.tasks.short import kept, layout, lines_of
@@ -27,8 +27,8 @@ def _item(record: Record, ask: Ask) -> Item:
         raise DataError(f"bbox {box!r}: x1, y1, x2, y2 in pixels are expected")
     return Item(
         f"{record['number']}",
-        _PROMPT.format(_WORDS[ask.options["prompt"]], record["sent"]),
-        one(picture(ask.root, record["image"]), ask),
+        record.get("asked") or _PROMPT.format(_WORDS[ask.options["prompt"]], record["sent"]),
+        one(picture(ask.root, record["image"], record.get("folder", "")), ask),
         box,
         {"sent": record["sent"], "hw": [record["height"], record["width"]]},
     )
@@ -39,22 +39,23 @@ def _size(item: Item) -> tuple[float, float]:
     return width, height
 
 
-def _result(marks: Sequence[float], without: int) -> Result:
+def _result(marks: Sequence[float], without: int, line: str) -> Result:
+    """``line``: what the original prints, with the share as ``{}``."""
     share = sum(marks) / len(marks)
     notes = {"answers without a box": without}
-    return Result({"precision": share}, "precision", marks, notes, [f"Precision @ 1: {share} "])
+    return Result({"precision": share}, "precision", marks, notes, [line.format(share)])
 
 
 def _refcoco_score(run: Answered) -> Result:
     pairs = list(zip(run.items, run.answers, strict=True))
     marks = [float(refcoco_right(refcoco_iou(answer, item.gold, *_size(item)))) for item, answer in pairs]
-    return _result(marks, sum(refcoco_box(answer) is None for _, answer in pairs))
+    return _result(marks, sum(refcoco_box(answer) is None for _, answer in pairs), "Precision @ 1: {} ")
 
 
 def _rsvg_score(run: Answered) -> Result:
     pairs = list(zip(run.items, run.answers, strict=True))
     marks = [rsvg_right(answer, item.gold, *_size(item)) for item, answer in pairs]
-    return _result(marks, sum(rsvg_box(answer, *_size(item)) is None for item, answer in pairs))
+    return _result(marks, sum(rsvg_box(answer, *_size(item)) is None for item, answer in pairs), "Acc@0.5: {}")
 
 
 def _files(name: str) -> Callable[[Answered], list[OutputFile]]:
@@ -88,7 +89,23 @@ def _refcoco(name: str, title: str, count: int) -> Task:
 
 
 _RSVG = "dior_rsvg/test.jsonl"
+_DOMAIN = "InternVL-Domain-Adaptation-Data"
+_RSVG_DOMAIN = f"{_DOMAIN}/val/dior_rsvg_test.json"
 _RSVG_PARQUET = ("dior_rsvg/data/test-*.parquet",)
+
+
+def _read_domain(root: Path) -> Iterator[Record]:
+    """The original's list, which has questions of its own; ``size``: width, height."""
+    for number, row in enumerate(read_records(root / _RSVG_DOMAIN)):
+        width, height = row["size"]
+        record = {
+            "number": number,
+            "image": row["image"],
+            "folder": _DOMAIN,
+            "sent": row["prompt"],
+            "bbox": row["bbox"],
+        }
+        yield record | {"asked": f"Detect {row['prompt']}", "width": width, "height": height}
 
 
 def _read_rsvg(root: Path) -> Iterator[Record]:
@@ -141,11 +158,17 @@ TASKS = (
         "DIOR-RSVG, test",
         (
             layout("guide", (_RSVG,), lines_of(_RSVG), "https://github.com/ZhanYang-nwpu/RSVG-pytorch", _write_rsvg),
+            layout(
+                "domain adaptation",
+                (_RSVG_DOMAIN,),
+                _read_domain,
+                "https://huggingface.co/datasets/OpenGVLab/InternVL-Domain-Adaptation-Data",
+            ),
             layout("parquet", _RSVG_PARQUET, _read_rsvg, "https://huggingface.co/datasets/danielz01/DIOR-RSVG"),
         ),
         _item,
         _rsvg_score,
-        max_new_tokens=100,
+        max_new_tokens=200,
         count=7500,
         files=_files("dior_rsvg"),
         options={"prompt": tuple(_WORDS)},

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from internvl_chat.eval.judge import each
+from internvl_chat.eval.judge import JudgeError, each
 from internvl_chat.eval.score.mathvista import Extraction, extract, settled
 from internvl_chat.eval.score.thought import thoughtful
 from internvl_chat.eval.sources import find, picture, read_json, unpacked
@@ -49,47 +49,85 @@ def _item(record: Record, ask: Ask) -> Item:
     return Item(str(record["pid"]), text, shown, facts["answer"] or None, facts)
 
 
-def _score(run: Answered) -> Result:
+def _extracted(run: Answered) -> list[Extraction]:
     quick = run.options["cot"] == "on"
     pairs = list(zip(run.items, run.answers, strict=True))
-    found = each(lambda pair: extract(pair[1].strip(), pair[0].extra, quick, run.judge), pairs)
-    marks = [float(_right(item, value)) for item, value in zip(run.items, found, strict=True)]
-    groups: dict[str, list[float]] = {}
-    for item, mark in zip(run.items, marks, strict=True):
-        for name in _groups(item):
-            groups.setdefault(name, []).append(mark)
+    return each(lambda pair: extract(pair[1].strip(), pair[0].extra, quick, run.judge), pairs)
+
+
+def _marks(run: Answered, found: Sequence[Extraction]) -> list[float]:
+    return [float(_right(item, value)) for item, value in zip(run.items, found, strict=True)]
+
+
+def _table(items: Sequence[Item], marks: Sequence[float]) -> dict[tuple[str, str], list[float]]:
+    """(column, value) -> the marks of its items; columns in the original's order, values in the alphabet's."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for item, mark in zip(items, marks, strict=True):
+        for group in _groups(item):
+            groups.setdefault(group, []).append(mark)
+    columns = (*_OWN, *_META)
+    return {group: groups[group] for group in sorted(groups, key=lambda group: (columns.index(group[0]), group[1]))}
+
+
+def _score(run: Answered) -> Result:
+    found = _extracted(run)
+    marks = _marks(run, found)
     figures = {"average": 100 * sum(marks) / len(marks)}
-    for column in (*_OWN, *_META):
-        names = sorted(name for name in groups if name.startswith(f"{column}: "))
-        figures |= {name: 100 * sum(groups[name]) / len(groups[name]) for name in names}
+    for (column, value), own in _table(run.items, marks).items():
+        figures[f"{column}: {value}"] = 100 * sum(own) / len(own)
+    whole = _counted(marks)
+    line = f"Correct: {whole['correct']}, Total: {whole['total']}, Accuracy: {whole['accuracy']}%"
     if run.judge is None:
         notes = {
             "values that only a judge could take from answers, hence wrong": sum(one.text is None for one in found)
         }
     else:
         notes = {"values that the judge took from answers": sum(one.judged for one in found)}
-    return Result(figures, "average", marks, notes)
+    return Result(figures, "average", marks, notes, [line])
+
+
+def _counted(marks: Sequence[float]) -> dict[str, Any]:
+    """An entry of the file of scores: per cent with two decimals, as text."""
+    correct = int(sum(marks))
+    return {"accuracy": str(round(100 * correct / len(marks), 2)), "correct": correct, "total": len(marks)}
 
 
 def _right(item: Item, value: Extraction) -> bool:
-    return bool(value.text) and settled(str(value.text), item.extra) == item.gold
+    return bool(value.text) and _settled(item, value) == item.gold
 
 
-def _groups(item: Item) -> Iterator[str]:
-    """``column: value`` of each group that an item is in; skills are several."""
+def _settled(item: Item, value: Extraction) -> str | None:
+    return settled(value.text, item.extra) if value.text else None
+
+
+def _groups(item: Item) -> Iterator[tuple[str, str]]:
+    """Column and value of each group that an item is in; skills are several."""
     for column in (*_OWN, *_META):
         value = item.extra[column] if column in _OWN else (item.extra["metadata"] or {}).get(column)
         values: Sequence[Any] = value if isinstance(value, list) else [value]
-        yield from (f"{column}: {one}" for one in values if one is not None)
+        yield from ((column, str(one)) for one in values if one is not None)
 
 
-def _files(name: str) -> Callable[[Answered], list[OutputFile]]:
+def _files(name: str, scored: bool) -> Callable[[Answered], list[OutputFile]]:
     def files(run: Answered) -> list[OutputFile]:
-        records = {
+        records: dict[str, dict[str, Any]] = {
             item.id: {"pid": item.id, **item.extra, "response": answer}
             for item, answer in zip(run.items, run.answers, strict=True)
         }
-        return [json_file(f"{name}.json", records)]
+        if not scored:
+            return [json_file(f"{name}.json", records)]
+        try:
+            found = _extracted(run)  # a judge's replies are kept: what the score has asked is not asked again
+        except JudgeError:  # there is no score either
+            return [json_file(f"{name}.json", records)]
+        marks = _marks(run, found)
+        for item, value, mark in zip(run.items, found, marks, strict=True):
+            prediction = _settled(item, value)
+            records[item.id] |= {"extraction": value.text, "prediction": prediction, "true_false": mark == 1}
+        scores: dict[str, Any] = {"average": _counted(marks)}
+        for (column, name_of), own in _table(run.items, marks).items():
+            scores.setdefault(column, {})[name_of] = _counted(own)
+        return [json_file(f"{name}.json", records), json_file(f"{name}_score.json", scores)]
 
     return files
 
@@ -104,7 +142,7 @@ def _task(split: str, count: int, others: tuple[Layout, ...], score: Callable[[A
         score,
         max_new_tokens=4096,
         count=count,
-        files=_files(name),
+        files=_files(name, score is not None),
         options={"cot": ("off", "on")},
         judged="no" if score is None else "optional",
     )

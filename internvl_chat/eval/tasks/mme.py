@@ -7,7 +7,7 @@ from pathlib import Path
 
 from internvl_chat.errors import DataError, first_line
 from internvl_chat.eval.score.mme import COGNITION, PERCEPTION, clean_answer, marks, report_lines, subtask_score, totals
-from internvl_chat.eval.sources import field_of, find, keep_picture, picture, unpacked
+from internvl_chat.eval.sources import field_of, find, keep_picture, unpacked
 from internvl_chat.eval.task import Answered, Ask, Item, Layout, OutputFile, Record, Result, Task
 from internvl_chat.eval.tasks.common import SHORT, one
 
@@ -23,7 +23,7 @@ def _item(record: Record, ask: Ask) -> Item:
     return Item(
         f"{subtask}/{name}/{record['number']}",
         f"{record['question']} {SHORT}",
-        one(picture(ask.root, record["picture"]), ask),
+        one(Path(record["picture"]), ask),
         record["answer"],
         {"subtask": subtask, "image": name, "question": record["question"]},
     )

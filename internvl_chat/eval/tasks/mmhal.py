@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from internvl_chat.eval.judge import each, judge_of
 from internvl_chat.eval.score.mmhal import TYPES, by_type, hallucinates, rating, summary
-from internvl_chat.eval.score.thought import final_answer, thoughtful
+from internvl_chat.eval.score.thought import thoughtful
 from internvl_chat.eval.sources import picture, read_records, unpacked
 from internvl_chat.eval.task import Answered, Ask, Item, Layout, OutputFile, Record, Result, Task
 from internvl_chat.eval.tasks.common import json_file, one
 
 _NAME = "mmhal-bench_with_image"
 _FILE = f"mm-halbench/{_NAME}.jsonl"
+# Behind the last one stands the answer; "Final answer:" ends with one.
+_MARKER = re.compile("answer:", re.IGNORECASE)
 _PROMPT = """\
 Judge what a model answered to a question about a picture that you cannot see. You know what is in the picture, the \
 right answer as a person wrote it, and the question. A hallucination is a statement of the model on the picture, or on \
@@ -49,12 +52,13 @@ def _item(record: Record, ask: Ask) -> Item:
     plain = ask.options["cot"] == "off"
     question = record["question"]
     shown = one(picture(ask.root, record["image"]), ask)
-    extra = {"question": question, "content": record["image_content"], "type": TYPES[record["number"] % len(TYPES)]}
+    fields = {name: value for name, value in record.items() if name not in ("image", "number")}
+    extra = {"question": question, "content": record["image_content"], "fields": fields}
     return Item(str(record["number"]), question if plain else thoughtful(question), shown, record["gt_answer"], extra)
 
 
 def _clean(run: Answered) -> list[str]:
-    return [final_answer(answer) if run.options["cot"] == "on" else answer for answer in run.answers]
+    return [_MARKER.split(answer)[-1].strip() if run.options["cot"] == "on" else answer for answer in run.answers]
 
 
 def _score(run: Answered) -> Result:
@@ -83,14 +87,7 @@ def _score(run: Answered) -> Result:
 
 def _files(run: Answered) -> list[OutputFile]:
     records = [
-        {
-            "question_type": item.extra["type"],
-            "question": item.extra["question"],
-            "image_content": item.extra["content"],
-            "gt_answer": item.gold,
-            "model_answer": answer,
-        }
-        for item, answer in zip(run.items, _clean(run), strict=True)
+        {**item.extra["fields"], "model_answer": answer} for item, answer in zip(run.items, _clean(run), strict=True)
     ]
     return [json_file(f"{_NAME}.json", records)]
 

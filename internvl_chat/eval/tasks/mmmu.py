@@ -87,7 +87,7 @@ def _item(record: Record, ask: Ask) -> Item:
 def _cleaned(run: Answered) -> list[str]:
     clean = final_answer if run.options["cot"] == "on" else str
     return [
-        clean(answer) if item.extra["open"] else mcq_letter(clean(answer), item.extra["options"])
+        clean(answer).strip() if item.extra["open"] else mcq_letter(clean(answer), item.extra["options"])
         for item, answer in zip(run.items, run.answers, strict=True)
     ]
 

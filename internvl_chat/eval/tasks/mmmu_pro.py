@@ -10,7 +10,7 @@ from internvl_chat.errors import DataError
 from internvl_chat.eval.score.mmmu_pro import final_letter
 from internvl_chat.eval.sources import field_of, find, picture, unpacked
 from internvl_chat.eval.task import Answered, Ask, Item, Layout, Record, Result, Task
-from internvl_chat.eval.tasks.common import LETTERS, one, option_lines
+from internvl_chat.eval.tasks.common import LETTERS, answers_file, one, option_lines
 from internvl_chat.eval.tasks.mmmu import listed
 from internvl_chat.infer.pictures import Shown
 
@@ -84,6 +84,7 @@ def _task(name: str, title: str, folder: str, item: Callable[[Record, Ask], Item
         _score,
         max_new_tokens=4096,
         count=1730,
+        files=answers_file(name),
         options={"cot": ("off", "on")},
     )
 

@@ -61,12 +61,13 @@ def _item(record: Record, ask: Ask) -> Item:
 
 
 def _second_item(record: Record, ask: Ask) -> Item:
-    parts = [part.strip() for part in record["question"].split(_PARTS)]
+    pieces = record["question"].split(_PARTS)
+    parts = [piece.strip() for piece in pieces]
     names = [part for part in parts if part.lower().endswith(_PICTURES)]
     if not names:
         raise DataError(f"{record['id']}: no picture in the question {record['question'][:80]!r}")
     if ask.options["parts"] == "first":
-        names, parts = names[:1], parts[:1]
+        names, parts = names[:1], pieces[:1]  # as it is, with its blanks
     paths = [picture(ask.root, name, f"{_SECOND}/images") for name in names]
     limit = max(1, min(ask.max_tiles, TOTAL_TILES // len(paths)))
     texts, front = [], ""
@@ -77,7 +78,7 @@ def _second_item(record: Record, ask: Ask) -> Item:
             front += f"Image-{front.count(':') + 1}: <image>\n"
             texts.append(f"Image-{front.count(':')}")
     text = " ".join(part for part in texts if part)
-    extra = {"question": text, "capability": ",".join(record.get("capability", ()))}
+    extra = {"question": text.strip(), "capability": ",".join(record.get("capability", ()))}
     shown = tuple(Shown(path, limit) for path in paths)
     return Item(record["id"], f"{front}{text} {_DETAIL}", shown, record.get("answer"), extra)
 

@@ -78,6 +78,7 @@ def _task(split: str, title: str, count: int) -> Task:
             name,
             row_of("questionId") if test else row_with("questionId", "annotation"),
             _page_row if test else None,
+            escaped=test,
         ),
     )
 

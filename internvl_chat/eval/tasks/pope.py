@@ -37,8 +37,8 @@ def _item(record: Record, ask: Ask) -> Item:
 
 
 def _cleaned(run: Answered) -> list[str]:
-    clean = final_answer if run.options["cot"] == "on" else str.strip
-    return [clean(answer) for answer in run.answers]
+    clean = final_answer if run.options["cot"] == "on" else str
+    return [clean(answer).strip() for answer in run.answers]
 
 
 def _score(run: Answered) -> Result:

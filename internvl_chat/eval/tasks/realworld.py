@@ -8,19 +8,21 @@ from pathlib import Path
 from internvl_chat.eval.score.realworld import answer_letter, shares
 from internvl_chat.eval.sources import field_of, picture, read_records
 from internvl_chat.eval.task import Answered, Ask, Item, Layout, Record, Result, Task
-from internvl_chat.eval.tasks.common import one
+from internvl_chat.eval.tasks.common import answers_file, one
 
 _FOLDER = "MME-RealWorld"
+# The original sends so many blanks within its English request.
+_GAP = " " * 12
 # Data set -> what stands between question and options, and the request behind them.
 _PROMPTS = {
     "MME-RealWorld": (
-        " The choices are listed below: \n",
-        "Select the best answer to the above multiple-choice question based on the image. Respond with only the letter "
-        "(A, B, C, D, or E) of the correct option.\nThe best answer is:",
+        "The choices are listed below:\n",
+        "Select the best answer to the multiple-choice question based on the image. "
+        f"{_GAP}Respond with only the letter (A, B, C, D, or E) of the correct option. \nThe best answer is:",
     ),
     "MME-RealWorld-CN": (
         " 选项如下所示:\n",
-        "根据图像选择上述多项选择题的最佳答案。只需回答正确选项的字母（A, B, C, D 或 E）。\n最佳答案为：",
+        "根据图像选择上述多项选择题的最佳答案。只需回答正确选项的字母（A, B, C, D 或 E）。\n 最佳答案为：",
     ),
 }
 
@@ -68,7 +70,13 @@ def _task(name: str, title: str, file: str) -> Task:
     path = f"{_FOLDER}/{file}"
     source = "https://huggingface.co/datasets/yifanzhang114/MME-RealWorld, its pictures in the same folder"
     return Task(
-        name, title, (Layout("guide", (path,), _reader(path), source),), _asker(name), _score, max_new_tokens=100
+        name,
+        title,
+        (Layout("guide", (path,), _reader(path), source),),
+        _asker(name),
+        _score,
+        max_new_tokens=100,
+        files=answers_file(name),
     )
 
 

@@ -16,7 +16,7 @@ from internvl_chat.eval.tasks.short import layout
 def _item(record: Record, ask: Ask) -> Item:
     return Item(
         f"{record['question_id']}",
-        f"{record['question']} {SHORT}",
+        f"{record['question']}\n{SHORT}",
         one(picture(ask.root, record["image"]), ask),
         record["answer"],
         {"question": record["question"], "question_id": record["question_id"], "type": record["type"]},
@@ -29,7 +29,7 @@ def _score(run: Answered) -> Result:
     marks = [rsvqa(item.extra["type"], answer, item.gold) if answer else 0.0 for item, answer in pairs]
     figures = shares(kinds, marks)
     strange = sum(kind in BUCKETED and bucket(answer) is None for kind, answer in zip(kinds, run.answers, strict=True))
-    lines = [f"{name}: {value}" for name, value in figures.items()]
+    lines = [f"{name}: {value:.4f}" for name, value in figures.items()]
     main = "useful" if "useful" in figures else "total"
     return Result(figures, main, marks, {"counts and areas that are no whole number": strange}, lines)
 
@@ -37,10 +37,16 @@ def _score(run: Answered) -> Result:
 def _files(name: str) -> Callable[[Answered], list[OutputFile]]:
     def files(run: Answered) -> list[OutputFile]:
         rows: list[dict[str, Any]] = [
-            {**item.extra, "answer": answer, "annotation": item.gold}
+            {
+                "question": item.extra["question"],
+                "response": answer,
+                "gt_answer": item.gold,
+                "index": item.extra["question_id"],
+                "question_type": item.extra["type"],
+            }
             for item, answer in zip(run.items, run.answers, strict=True)
         ]
-        return [json_file(f"{name}.json", rows)]
+        return [json_file(f"{name}.json", rows, indent=4)]
 
     return files
 
@@ -68,7 +74,7 @@ def _task(name: str, title: str, stem: str, pictures: str, source: str, count: i
         (layout("official", files, read, source),),
         _item,
         _score,
-        max_new_tokens=100,
+        max_new_tokens=50,
         count=count,
         files=_files(name),
     )

@@ -33,7 +33,7 @@ def _item(record: Record, ask: Ask) -> Item:
 
 
 def _letters(run: Answered) -> list[str]:
-    clean = final_answer if run.options["cot"] == "on" else str.strip
+    clean = final_answer if run.options["cot"] == "on" else str
     return [
         scienceqa_letter(clean(answer), item.extra["options"])
         for item, answer in zip(run.items, run.answers, strict=True)

@@ -12,7 +12,7 @@ from internvl_chat.eval.score import mantis, mirb
 from internvl_chat.eval.score.letters import mcq_letter
 from internvl_chat.eval.sources import field_of, find, picture, read_records, unpacked
 from internvl_chat.eval.task import Answered, Ask, Item, Layout, Record, Result, Task
-from internvl_chat.eval.tasks.common import LETTER, SHORT
+from internvl_chat.eval.tasks.common import LETTER, SHORT, answers_file
 from internvl_chat.infer.pictures import Shown
 
 _MARKER = "<image>"
@@ -46,6 +46,9 @@ def _shown(names: Sequence[str], ask: Ask, folder: str = "") -> tuple[Shown, ...
 
 
 def _announced(pictures: int) -> str:
+    """The lines in front of the question; one picture alone has no number."""
+    if pictures == 1:
+        return f"{_MARKER}\n"
     return "".join(f"Image-{number}: {_MARKER}\n" for number in range(1, pictures + 1))
 
 
@@ -58,6 +61,9 @@ def _shares(items: Iterable[tuple[str, bool]]) -> dict[str, float]:
 
 
 # -- Mantis-Eval ----------------------------------------------------------------------------------------------------
+
+
+_MANTIS_TITLES = {"multi-choice": "Multi-choice", "short-answer": "Short-answer", "overall": "Overall"}
 
 
 def _mantis_item(record: Record, ask: Ask) -> Item:
@@ -78,12 +84,12 @@ def _mantis_item(record: Record, ask: Ask) -> Item:
 
 def _mantis_score(run: Answered) -> Result:
     hits = [
-        mantis.is_right(answer, item.extra["kind"], item.gold, item.extra["options"])
+        bool(answer.strip()) and mantis.is_right(answer, item.extra["kind"], item.gold, item.extra["options"])
         for item, answer in zip(run.items, run.answers, strict=True)
     ]
     figures = {"overall": sum(hits) / len(hits)}
     figures |= _shares((item.extra["kind"], hit) for item, hit in zip(run.items, hits, strict=True))
-    lines = [f"{name}: {value:.4f}" for name, value in figures.items()]
+    lines = [f"{title} Accuracy: {figures[name]:.4f}" for name, title in _MANTIS_TITLES.items() if name in figures]
     return Result(figures, "overall", [float(hit) for hit in hits], lines=lines)
 
 
@@ -115,7 +121,7 @@ def _mirb_item(record: Record, ask: Ask) -> Item:
 
 def _mirb_score(run: Answered) -> Result:
     hits = [
-        mirb.is_right(item.extra["task"], answer, item.gold)
+        bool(answer.strip()) and mirb.is_right(item.extra["task"], answer, item.gold)
         for item, answer in zip(run.items, run.answers, strict=True)
     ]
     tasks = _shares((item.extra["task"], hit) for item, hit in zip(run.items, hits, strict=True))
@@ -123,7 +129,8 @@ def _mirb_score(run: Answered) -> Result:
     figures = {"Mean": means.pop("Mean", sum(hits) / len(hits)), **means, **tasks}
     missing = [task for group in mirb.GROUPS.values() for task in group if task not in tasks]
     notes = {"tasks that are not there": len(missing)} if missing else {}
-    return Result(figures, "Mean", [float(hit) for hit in hits], notes)
+    lines = [f"{name} Acc: {figures[name]}" for name in (*means, "Mean")]
+    return Result(figures, "Mean", [float(hit) for hit in hits], notes, lines)
 
 
 def _mirb_read(root: Path) -> Iterator[Record]:
@@ -160,7 +167,9 @@ def _mmiu_score(run: Answered) -> Result:
     tasks = _shares((item.extra["task"], hit) for item, hit in zip(run.items, hits, strict=True))
     unresolved = sum(letter not in item.extra["options"] for item, letter in zip(run.items, letters, strict=True))
     figures = {"Overall": sum(tasks.values()) / len(tasks), **tasks}
-    return Result(figures, "Overall", [float(hit) for hit in hits], {"answers without a letter": unresolved})
+    lines = [f"{name} accuracy: {value}" for name, value in [*tasks.items(), ("Overall", figures["Overall"])]]
+    notes = {"answers without a letter": unresolved}
+    return Result(figures, "Overall", [float(hit) for hit in hits], notes, lines)
 
 
 def _mmiu_guide(root: Path) -> Iterator[Record]:
@@ -194,6 +203,7 @@ TASKS = (
         _mantis_score,
         max_new_tokens=50,
         count=217,
+        files=answers_file("Mantis-Eval"),
     ),
     Task(
         "MIRB",
@@ -202,6 +212,7 @@ TASKS = (
         _mirb_item,
         _mirb_score,
         max_new_tokens=512,
+        files=answers_file("MIRB"),
     ),
     Task(
         "mmiu",
@@ -214,6 +225,7 @@ TASKS = (
         _mmiu_score,
         max_new_tokens=100,
         max_tiles=12,
+        files=answers_file("mmiu"),
     ),
 )
 KEYS = {"mantis": ("Mantis-Eval",), "mirb": ("MIRB",), "mmiu": ("mmiu",)}

@@ -71,12 +71,17 @@ def marked(
     return score
 
 
-def written(name: str, row: Row, submission: Row | None = None) -> Callable[[Answered], list[OutputFile]]:
-    """Files of a data set: the original's, and where that has more than the server wants a clean one beside it."""
+def written(
+    name: str, row: Row, submission: Row | None = None, *, escaped: bool = True
+) -> Callable[[Answered], list[OutputFile]]:
+    """Files of a data set: the original's, and where that has more than the server wants a clean one beside it.
+
+    ``escaped``: as in ``json_file``, of the original's.
+    """
 
     def files(run: Answered) -> list[OutputFile]:
         pairs = list(zip(run.items, run.answers, strict=True))
-        found = [json_file(f"{name}.json", [row(item, answer) for item, answer in pairs])]
+        found = [json_file(f"{name}.json", [row(item, answer) for item, answer in pairs], escaped=escaped)]
         if submission is not None:
             found.append(json_file(f"{name}_submission.json", [submission(item, answer) for item, answer in pairs]))
         return found

@@ -25,7 +25,7 @@ def _mmvet_item(record: Record, ask: Ask) -> Item:
 def mmvet_score(run: Answered, name: str, overall: str) -> Result:
     """Marks of the judge for items with a gold, and ``question`` and ``capability`` beside it.
 
-    ``overall``: name of the figure of all questions. Raises NoJudge.
+    ``overall``: name of the figure of all questions. Raises NoJudge, and JudgeError if no reply can be read.
     """
     judge = judge_of(run, name)
     pairs = list(zip(run.items, run.answers, strict=True))
@@ -33,6 +33,9 @@ def mmvet_score(run: Answered, name: str, overall: str) -> Result:
         lambda pair: judged_mark(pair[0].extra["question"], pair[0].gold, pair[1], judge) if pair[1].strip() else 0.0,
         pairs,
     )
+    asked = sum(bool(answer.strip()) for answer in run.answers)
+    if asked and found.count(None) == asked:
+        raise JudgeError(f"{name}: none of {asked} replies of {judge.model} is a mark from 0 to 1; it cannot judge this")
     marks = [mark or 0.0 for mark in found]
     rows = [(item.extra["capability"], mark) for item, mark in zip(run.items, marks, strict=True)]
     figures = mmvet_figures(rows, run.options, overall)

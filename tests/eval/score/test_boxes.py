@@ -49,6 +49,9 @@ def test_first_box(answer: str, box: tuple[float, ...] | None) -> None:
 def test_fractions_and_nonsense() -> None:
     gold = [10, 20, 110, 220]
     assert refcoco_iou("[0.05, 0.05, 0.55, 0.55]", gold, 200, 400) == pytest.approx(1)
+    # Less than 4 by so little that it is 4 in 32 bits: thousandths.
+    assert refcoco_iou("[0, 0, 1, 2.99999999]", [0, 0, 0.2, 1.2], 200, 400) == pytest.approx(1, abs=1e-5)
+    assert refcoco_iou("[0, 0, 1, 2.99]", [0, 0, 0.2, 1.2], 200, 400) == pytest.approx(0, abs=1e-5)
     assert refcoco_iou("[[nan, 1, 2, 3]]", gold, 200, 400) == 0
     assert refcoco_iou("[[0, 0, inf, inf]]", gold, 200, 400) == 0
 

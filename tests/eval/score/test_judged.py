@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -130,7 +131,17 @@ def test_drivelm(case: dict[str, Any]) -> None:
     ("answer", "mapped"),
     [
         ("<c1,CAM_FRONT,[400,333]>", "<c1,CAM_FRONT,320.0,599.4>"),
-        ("<c1, CAM_BACK, [ 500 , 750.0 ]>", "<c1,CAM_BACK,800.0,450.0>"),
+        ("<c1,CAM_BACK, [ 500 , 750.0 ]>", "<c1,CAM_BACK,800.0,450.0>"),
+        ("<c1,CAM_BACK_LEFT,[632.3, 503.2]>", "<c1,CAM_BACK_LEFT,1600,5.8>"),
+        ("<c1,CAM_FRONT,[411.11, 12.34]>", "<c1,CAM_FRONT,373.3,22.2>"),
+        ("<c1,CAM_FRONT,[333.4, 0.01]>", "<c1,CAM_FRONT,0.3,0.0>"),
+        ("<c1,CAM_BACK,[-5, -0.5]>", "<c1,CAM_BACK,0,0>"),
+        # A blank beside the camera's name, and numbers that JSON does not have.
+        ("<c1, CAM_BACK,[500, 750]>", "<c1, CAM_BACK,[500, 750]>"),
+        ("<c1,CAM_BACK ,[500, 750]>", "<c1,CAM_BACK ,[500, 750]>"),
+        ("<c1,CAM_BACK,[.5, 1]>", "<c1,CAM_BACK,[.5, 1]>"),
+        ("<c1,CAM_BACK,[500, -.5]>", "<c1,CAM_BACK,[500, -.5]>"),
+        ("<c1,CAM_BACK,[0500, 750]>", "<c1,CAM_BACK,[0500, 750]>"),
         ("<c2,CAM_BACK,[0, 1000]>", "<c2,CAM_BACK,0,900>"),  # outside: on the edge
         ("<c2,CAM_ROOF,[0, 0]>", "<c2,CAM_ROOF,[0, 0]>"),
         ("<c2,CAM_BACK,[a, 0]>", "<c2,CAM_BACK,[a, 0]>"),
@@ -139,3 +150,11 @@ def test_drivelm(case: dict[str, Any]) -> None:
 )
 def test_drivelm_by_hand(answer: str, mapped: str) -> None:
     assert own_pixels(answer) == mapped
+
+
+def test_drivelm_whole_thousandths() -> None:
+    for number in range(1001):
+        x, y = Fraction(number * 48, 10) - 1600, Fraction(number * 18, 10)
+        due = [min(max(0, one), size) for one, size in ((x, 1600), (y, 900))]
+        *_, across, down = own_pixels(f"<c1,CAM_FRONT,[{number}, {number}]>")[:-1].split(",")
+        assert [Fraction(across), Fraction(down)] == due

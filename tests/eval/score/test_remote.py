@@ -24,6 +24,14 @@ def test_buckets() -> None:
     assert rsvqa("comp", "YES", "yes") == 1
 
 
+def test_gold_loses_its_last_twos_with_the_unit() -> None:
+    assert rsvqa("area", "1", "122m2") == 1
+    assert rsvqa("area", "122", "122m2") == 0
+    assert [rsvqa("area", answer, "2m2") for answer in ("2", "0", "")] == [0, 0, 0]
+    assert rsvqa("area", "7", "22m25") == 0
+    assert rsvqa("count", "2", "2") == 1  # without a unit nothing is cut
+
+
 def test_useful_leaves_counts_out() -> None:
     figures = shares(["count", "presence", "area", "comp"], [0, 1, 0, 0])
     assert figures == {"count": 0, "presence": 1, "area": 0, "comp": 0, "useful": 0.5, "total": 0.25}

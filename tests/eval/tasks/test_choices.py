@@ -185,10 +185,15 @@ def test_realworld_by_hand(tmp_path: Path) -> None:
     realworld.WRITERS["MME-RealWorld"](tmp_path)
     asked = ask("MME-RealWorld", tmp_path, ["", "(B)", "The best answer is blue"])
     assert asked.prompts[0] == (
-        "What is it? The choices are listed below: \n(A) red\n(B) green\n(C) blue\nSelect the best answer to the above "
-        "multiple-choice question based on the image. Respond with only the letter (A, B, C, D, or E) of the correct "
-        "option.\nThe best answer is:"
+        "What is it?The choices are listed below:\n(A) red\n(B) green\n(C) blue\nSelect the best answer to the "
+        "multiple-choice question based on the image. "
+        + " "
+        * 12
+        + "Respond with only the letter (A, B, C, D, or E) of the "
+        "correct option. \nThe best answer is:"
     )
+    (file,) = (json.loads(file.content) for file in asked.files.values())
+    assert file[1] == {"question": asked.prompts[1], "answer": "(B)", "gt_answers": "B", "id": "perception/1"}
     assert asked.result is not None
     assert asked.result.marks == [0, 1, 1]  # an empty answer would be A
     assert asked.result.figures["Overall"] == pytest.approx(2 / 3)
@@ -198,5 +203,8 @@ def test_realworld_by_hand(tmp_path: Path) -> None:
 
 def test_realworld_speaks_the_right_language(tmp_path: Path) -> None:
     realworld.WRITERS["MME-RealWorld-CN"](tmp_path)
-    assert "选项如下所示" in ask("MME-RealWorld-CN", tmp_path, ["A"] * 3).prompts[0]
+    asked = ask("MME-RealWorld-CN", tmp_path, ["A"] * 3)
+    assert "选项如下所示" in asked.prompts[0]
+    assert asked.prompts[0].endswith("。\n 最佳答案为：")
+    assert list(asked.files) == ["MME-RealWorld-CN.json"]
     assert [task.name for task in resolve(["mme—realworld"])] == ["MME-RealWorld", "MME-RealWorld-CN"]

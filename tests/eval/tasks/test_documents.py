@@ -11,6 +11,7 @@ import pytest
 from internvl_chat.errors import DataError
 from internvl_chat.eval.registry import tasks
 from tests.eval.harness import ask, format_cases
+from tests.eval.mini import write_task
 from tests.eval.mini.common import json_file, jsonl, picture
 from tests.eval.mini.vqa import QUESTIONS, WRITERS
 from tests.eval.tasks.layouts import parquet_file, picture_cell, read_both_ways
@@ -54,6 +55,22 @@ def test_as_the_original_writes_it(tmp_path: Path, case: dict[str, Any]) -> None
         assert asked.result.lines[0] in case["stdout"]
     else:
         assert asked.result is None
+
+
+@pytest.mark.parametrize(
+    ("name", "escaped"),
+    [
+        ("docvqa_val", False), ("docvqa_test", True), ("infographicsvqa_val", False), ("infographicsvqa_test", True),
+        ("mpdocvqa_val", False), ("mpdocvqa_test", True),
+    ],
+)  # fmt: skip
+def test_what_is_not_ascii_in_files(tmp_path: Path, name: str, escaped: bool) -> None:
+    write_task(name, tmp_path)
+    answer = "größer 5 €\ud800"  # a model can write half a character
+    asked = ask(name, tmp_path, lambda item: answer)
+    text = asked.files[f"{name}.json"].content.decode()
+    assert ("größer" in text, "gr\\u00f6\\u00dfer" in text) == (not escaped, escaped)
+    assert {row["answer"] for row in json.loads(text)} == {answer}
 
 
 def test_tiles_of_the_published_figures() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from internvl_chat.errors import DataError
 from internvl_chat.eval.registry import keys, tasks
 from internvl_chat.eval.tasks.grounding import COMBINED
 from tests.eval.harness import ask, format_cases
-from tests.eval.mini.common import jsonl, picture
+from tests.eval.mini.common import json_file, jsonl, picture
 from tests.eval.mini.grounding import BOXES, NAMES, SIZE, WRITERS
 from tests.eval.tasks.layouts import parquet_file, picture_cell, read_both_ways
 from tests.eval.tasks.test_vqa import original
@@ -28,6 +29,28 @@ def test_score_by_hand(tmp_path: Path, name: str) -> None:
     assert asked.result.figures == {"precision": 1 / 3}
     assert asked.result.notes == {"answers without a box": 1}
     assert asked.result.lines == [f"Precision @ 1: {1 / 3} "]
+
+
+def test_dior_of_the_original(tmp_path: Path) -> None:
+    rows = [
+        {"image": "images/p.png", "prompt": "<ref>box 0</ref>", "bbox": BOXES[0], "size": list(SIZE)},
+        {"image": "data/p.png", "prompt": "box 1.", "bbox": BOXES[1], "size": list(SIZE)},
+    ]
+    json_file(tmp_path / "InternVL-Domain-Adaptation-Data/val/dior_rsvg_test.json", rows)
+    picture(tmp_path / "InternVL-Domain-Adaptation-Data/images/p.png", 1, SIZE)
+    picture(tmp_path / "p.png", 2, SIZE)
+    asked = ask("dior-rsvg", tmp_path, ANSWERS[::2])
+    assert asked.prompts == ["Detect <ref>box 0</ref>", "Detect box 1."]
+    assert [Path(str(item.shown[0].source)).exists() for item in asked.items] == [True, True]
+    assert tasks()["dior_rsvg"].max_new_tokens == 200
+    assert asked.result is not None
+    assert asked.result.marks == [1, 0]
+    assert asked.result.lines == ["Acc@0.5: 0.5"]
+    assert json.loads(asked.files["dior_rsvg.json"].content)[1]["hw"] == [SIZE[1], SIZE[0]]
+    rows[1]["size"] = [200]
+    json_file(tmp_path / "InternVL-Domain-Adaptation-Data/val/dior_rsvg_test.json", rows)
+    with pytest.raises(DataError, match=r"dior_rsvg_test\.json: record 2 is not what is expected"):
+        ask("dior-rsvg", tmp_path, ANSWERS[:2])
 
 
 def test_dior_wants_more_than_half(tmp_path: Path) -> None:

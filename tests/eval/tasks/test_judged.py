@@ -147,6 +147,19 @@ def test_mmvet_v2_with_several_pictures(tmp_path: Path) -> None:
     assert result.figures["total"] == 70.0
 
 
+@pytest.mark.parametrize(
+    ("question", "prompt"),
+    [
+        (" What? \n<IMG>v1_0.png<IMG>more", " What? \n Answer this question in detail."),
+        ("<IMG>v1_0.png", " Answer this question in detail."),
+    ],
+)
+def test_mmvet_v2_first_part_as_it_is(tmp_path: Path, question: str, prompt: str) -> None:
+    WRITERS["mmvet-v2"](tmp_path)
+    json_file(tmp_path / "mm-vet-v2/mm-vet-v2.json", {"v1_0": {"question": question, "answer": "x"}})
+    assert ask("mmvetv2", tmp_path, ["a"], parts="first").prompts == [prompt]
+
+
 def test_mmvet_v2_without_a_picture(tmp_path: Path) -> None:
     json_file(tmp_path / "mm-vet-v2/mm-vet-v2.json", {"v2_9": {"question": "What?", "answer": "x"}})
     with pytest.raises(DataError, match=r"record 1: v2_9: no picture in the question 'What\?'"):
@@ -207,13 +220,24 @@ def test_mmhal_score(tmp_path: Path) -> None:
 
 def test_mmhal_thinking_aloud(tmp_path: Path) -> None:
     WRITERS["mmhal-bench_with_image"](tmp_path)
-    found = ask("mmhal", tmp_path, ["Well.\nFinal answer: so", *["x"] * 8], cot="on")
+    answers = ["Well.\nFinal answer: so", "Rationale: my answer: no.\nAnswer: yes,\nit is", "Answer:", *[" x"] * 6]
+    found = ask("mmhal", tmp_path, answers, cot="on")
     assert found.prompts[0].startswith(THOUGHT)
     assert ask("mmhal", tmp_path, ["x"] * 9).prompts[0] == "Question 0?"
     records = json.loads(found.files["mmhal-bench_with_image.json"].content)
-    assert records[0]["model_answer"] == "so"
-    assert records[0]["question_type"] == "attribute"
-    assert "image" not in records[0]
+    assert [record["model_answer"] for record in records[:4]] == ["so", "yes,\nit is", "", "x"]
+
+
+def test_mmhal_keeps_the_fields_of_its_records(tmp_path: Path) -> None:
+    WRITERS["mmhal-bench_with_image"](tmp_path)
+    file = tmp_path / "mm-halbench/mmhal-bench_with_image.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    more = {"question_type": "attribute", "image_id": "a1", "model_answer": ""}
+    jsonl(file, [row | more for row in rows])
+    found = ask("mmhal", tmp_path, ["Answer: x"] * 9)
+    (first, *_) = json.loads(found.files["mmhal-bench_with_image.json"].content)
+    del rows[0]["image"]
+    assert first == rows[0] | more | {"model_answer": "Answer: x"}
 
 
 # -- MathVista -------------------------------------------------------------------------------------------------------
@@ -232,13 +256,44 @@ def test_mathvista_by_rules_alone(tmp_path: Path) -> None:
     assert result.notes == {"values that only a judge could take from answers, hence wrong": 1}
     record = json.loads(found.files["MathVista_testmini.json"].content)["2"]
     assert (record["response"], record["pid"], record["answer"]) == ("1.23", "2", "1.2")
+    assert result.lines == ["Correct: 2, Total: 3, Accuracy: 66.67%"]
+    records = json.loads(found.files["MathVista_testmini.json"].content).values()
+    assert [[record[name] for name in ("extraction", "prediction", "true_false")] for record in records] == [
+        ["8/11", "8/11", True], ["1.23", "1.2", True], [None, None, False],
+    ]  # fmt: skip
+    scores = json.loads(found.files["MathVista_testmini_score.json"].content)
+    assert scores["average"] == {"accuracy": "66.67", "correct": 2, "total": 3}
+    assert scores["question_type"]["free_form"] == {"accuracy": "50.0", "correct": 1, "total": 2}
+    assert list(scores) == [
+        "average", "question_type", "answer_type", "language", "source", "category", "task", "context", "grade",
+        "skills",
+    ]  # fmt: skip
+
+
+def test_mathvista_with_a_judge_that_fails(tmp_path: Path) -> None:
+    WRITERS["MathVista_testmini"](tmp_path)
+
+    class Silent(FakeJudge):
+        def ask(self, text: str, **settings: Any) -> str:
+            raise JudgeError("busy")
+
+    found = ask("mathvista-testmini", tmp_path, ["8/11", "1.23", "14"], judge=Silent({}))
+    assert found.result is not None  # nothing was left to the judge
+    task, answers = tasks()["MathVista_testmini"], ["8/11", "1.23", "It is 14."]
+    assert task.files is not None
+    (file,) = task.files(Answered(found.items, answers, options_of(task, {}), "m", Silent({})))
+    assert json.loads(file.content)["3"]["response"] == "It is 14."
 
 
 def test_mathvista_with_a_judge(tmp_path: Path) -> None:
     WRITERS["MathVista_testmini"](tmp_path)
     judge = FakeJudge({"Model: the second\n": "(b)", "Model: It is 14.\n": "14"})
-    result = ask("mathvista-testmini", tmp_path, ["the second", "", "It is 14."], judge=judge).result
+    found = ask("mathvista-testmini", tmp_path, ["the second", "", "It is 14."], judge=judge)
+    result = found.result
     assert result is not None
+    records = json.loads(found.files["MathVista_testmini.json"].content).values()
+    assert [record["extraction"] for record in records] == ["(b)", "", "14"]
+    assert [record["prediction"] for record in records] == ["8/11", None, "14"]
     assert result.marks == [1.0, 0.0, 1.0]
     assert result.notes == {"values that the judge took from answers": 2}
 
@@ -278,6 +333,7 @@ def test_mathvista_test_is_handed_in(tmp_path: Path) -> None:
     assert found.result is None
     assert [item.gold for item in found.items] == [None] * 3
     assert json.loads(found.files["MathVista_test.json"].content)["3"]["response"] == "c"
+    assert list(found.files) == ["MathVista_test.json"]
 
 
 # -- DriveLM ---------------------------------------------------------------------------------------------------------
@@ -288,11 +344,21 @@ def test_drivelm(tmp_path: Path) -> None:
     found = ask("drivelm", tmp_path, ["<c1,CAM_FRONT,[500, 250]>", "no"])
     assert found.prompts[0] == "<image>\nWhat is ahead?"
     assert found.items[0].shown[0].max_tiles == 12
-    assert json.loads(found.files["DriveLM_val.json"].content)[0] == {
-        "id": "s_1", "question": "<image>\nWhat is ahead?", "gt_answers": "A car.",
-        "answer": "<c1,CAM_FRONT,800.0,450.0>",
+    first = {
+        "question": "<image>\nWhat is ahead?", "answer": "<c1,CAM_FRONT,800.0,450.0>", "gt_answers": "A car.",
+        "id": "s_1",
     }  # fmt: skip
+    content = found.files["DriveLM_val.json"].content.decode()
+    records = json.loads(content)
+    assert records[0] == first
+    assert list(records[0]) == list(first)
+    assert content == json.dumps(records, indent=4)
     folder = tmp_path / "InternVL-Domain-Adaptation-Data/val"
     jsonl(folder / "drivelm_val.jsonl", [{"question_id": 5, "image": "a.jpg", "question": "What?", "answer": "x"}])
     (item,) = load_items(tasks()["DriveLM_val"], Ask(tmp_path, 12))
     assert (item.id, item.text, item.gold) == ("5", "What?", "x")
+    record = {"id": 5, "image": "a.jpg", "question": "What?", "question_old": "What is <c1>?", "answer": "x"}
+    jsonl(folder / "drivelm_val.jsonl", [record])
+    found = ask("drivelm", tmp_path, ["a"])
+    assert found.prompts == ["What?"]
+    assert json.loads(found.files["DriveLM_val.json"].content)[0]["question"] == "What is <c1>?"

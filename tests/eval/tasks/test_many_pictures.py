@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from internvl_chat.data.tiles import TileSettings
 from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.infer.pictures import Joined, Video, cut_shown, read_video
-from tests.eval.harness import ask, format_cases
+from tests.eval.harness import Asked, ask, format_cases
 from tests.eval.mini import mmmu, mmmu_pro, mvbench, several
 from tests.eval.mini.blobs import arrow, parquet, png
 from tests.eval.mini.common import json_file
@@ -115,6 +117,7 @@ def test_mmmu_pro(tmp_path: Path) -> None:
     assert len(asked.items[1].shown) == 1
     assert asked.result is not None
     assert asked.result.figures == {"accuracy": 100.0, "Art": 100.0, "History": 100.0}
+    assert told(asked, "MMMU_Pro_std10.json")[0]["answer"] == "Answer: B"
 
 
 def test_mmmu_pro_vision_aloud(tmp_path: Path) -> None:
@@ -212,7 +215,36 @@ def test_mantis(tmp_path: Path) -> None:
     ]
     assert [one.max_tiles for one in asked.items[0].shown] == [3, 3]
     assert asked.result is not None
-    assert list(asked.result.lines) == ["overall: 1.0000", "multi-choice: 1.0000", "short-answer: 1.0000"]
+    assert list(asked.result.lines) == [
+        "Multi-choice Accuracy: 1.0000", "Short-answer Accuracy: 1.0000", "Overall Accuracy: 1.0000",
+    ]  # fmt: skip
+    assert told(asked, "Mantis-Eval.json")[1] == {
+        "question": asked.prompts[1], "answer": "yes", "gt_answers": "Yes", "id": "mantis_2",
+    }  # fmt: skip
+
+
+def told(asked: Asked, name: str) -> list[dict[str, Any]]:
+    """The records of a file, which has one for each item."""
+    found: list[dict[str, Any]] = json.loads(asked.files[name].content)
+    assert [record["id"] for record in found] == [item.id for item in asked.items]
+    return found
+
+
+def test_mantis_with_one_picture(tmp_path: Path) -> None:
+    row = several.MANTIS[1] | {"question": "Is <image> red?", "images": [png(1)]}
+    parquet(tmp_path / "mantis_eval/mantis_eval/test-0.parquet", [row])
+    (prompt,) = ask("mantis", tmp_path, ["yes"]).prompts
+    assert prompt.startswith("<image>\nIs")
+
+
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_silence_is_wrong(tmp_path: Path, answer: str) -> None:
+    several.mirb(tmp_path)  # "no" is the gold of the first
+    parquet(tmp_path / "mantis_eval/mantis_eval/test-0.parquet", [several.MANTIS[1] | {"answer": answer}])
+    for key, number in (("mirb", 2), ("mantis", 1)):
+        result = ask(key, tmp_path, [answer] * number).result
+        assert result is not None
+        assert result.marks == [0] * number
 
 
 def test_mantis_in_the_cache_of_the_original(tmp_path: Path) -> None:
@@ -227,7 +259,17 @@ def test_mirb(tmp_path: Path) -> None:
     assert asked.prompts[1] == "Image-1: <image>\nImage-2: <image>\nHow many cats?\nAnswer with a single number."
     assert asked.result is not None
     assert asked.result.figures == {"Mean": 1.0, "Reasoning": 1.0, "Perception": 1.0, "analogy": 1.0, "count": 1.0}
+    assert list(asked.result.lines) == ["Reasoning Acc: 1.0", "Perception Acc: 1.0", "Mean Acc: 1.0"]
+    assert [record["gt_answers"] for record in told(asked, "MIRB.json")] == ["No", "3"]
     assert asked.result.notes == {"tasks that are not there": 9}
+
+
+def test_mirb_with_one_picture(tmp_path: Path) -> None:
+    several.mirb(tmp_path)
+    rows = [{"questions": "How many?", "answers": 3, "images": images} for images in (["images/a.png"], "images/a.png")]
+    json_file(tmp_path / "MIRB/count.json", rows)
+    one = "<image>\nHow many?\nAnswer with a single number."
+    assert ask("mirb", tmp_path, [""] * 3).prompts[1:] == [one, one]
 
 
 def test_mirb_of_other_files(tmp_path: Path) -> None:
@@ -249,3 +291,5 @@ def test_mmiu(tmp_path: Path) -> None:
     assert asked.prompts[1].startswith("How many?\n")
     assert asked.result is not None
     assert asked.result.figures == {"Overall": 0.5, "ordering": 1.0, "counting": 0.0}
+    assert list(asked.result.lines) == ["ordering accuracy: 1.0", "counting accuracy: 0.0", "Overall accuracy: 0.5"]
+    assert [record["answer"] for record in told(asked, "mmiu.json")] == ["two", "B"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from internvl_chat.errors import DataError
+from internvl_chat.eval.registry import resolve
 from tests.eval.harness import ask
 from tests.eval.mini.common import json_file
 from tests.eval.mini.remote_sensing import WRITERS
@@ -17,20 +18,25 @@ from tests.eval.mini.remote_sensing import WRITERS
 def test_score_by_hand(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path)
     asked = ask(name.replace("_", "-"), tmp_path, ["Yes", "99", "30m2", ""])
-    assert asked.prompts[0] == "Is a road there? Answer the question using a single word or phrase."
+    assert asked.prompts[0] == "Is a road there?\nAnswer the question using a single word or phrase."
     assert asked.result is not None
     assert asked.result.marks == [1, 1, 0, 0]
     assert asked.result.main == "useful"
     assert asked.result.figures == {"presence": 1, "count": 1, "area": 0, "comp": 0, "useful": 0.5, "total": 0.5}
     assert asked.result.notes == {"counts and areas that are no whole number": 1}
-    rows = json.loads(asked.files[f"{name}.json"].content)
-    assert rows[1] == {
-        "question": "How many roads are there?",
-        "question_id": 11,
-        "type": "count",
-        "answer": "99",
-        "annotation": "7",
-    }
+    assert list(asked.result.lines) == [
+        "presence: 1.0000", "count: 1.0000", "area: 0.0000", "comp: 0.0000", "useful: 0.5000", "total: 0.5000",
+    ]  # fmt: skip
+    content = asked.files[f"{name}.json"].content.decode()
+    due = {
+        "question": "How many roads are there?", "response": "99", "gt_answer": "7", "index": 11,
+        "question_type": "count",
+    }  # fmt: skip
+    rows = json.loads(content)
+    assert rows[1] == due
+    assert list(rows[1]) == list(due)
+    assert content == json.dumps(rows, indent=4)
+    assert resolve([name.replace("_", "-")])[0].max_new_tokens == 50
 
 
 def test_the_two_high_resolution_sets_are_not_exchanged(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from internvl_chat.errors import DataError
 from internvl_chat.eval.items import load_items
+from internvl_chat.eval.published import published_for
 from internvl_chat.eval.registry import keys, tasks
 from internvl_chat.eval.task import Ask
 from internvl_chat.eval.tasks.tables import texts_of
@@ -279,3 +280,9 @@ def test_lists_in_fields() -> None:
     assert texts_of("[a") == ["[a"]
     assert texts_of("[a]") == ["[a]"]
     assert texts_of("") == texts_of(None) == []
+
+
+def test_mathvista_prefetch_is_published() -> None:
+    figure = published_for("InternVL-Chat-V1-2-Plus", "MathVista_MINI")["prefetch"]
+    # Of the 1000 questions, as the scorer counts them.
+    assert figure.difference(665) == 0 and figure.whole == 1000
