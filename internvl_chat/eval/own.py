@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from internvl_chat.errors import ConfigError, first_line, nearest
-from internvl_chat.eval.own_items import FORMATS, Columns, Source, item_reader, read_source
+from internvl_chat.eval.own_items import FORMATS, GROUNDING, Columns, Source, item_reader, read_source
 from internvl_chat.eval.score.own import METRICS, scorer_of
 from internvl_chat.eval.task import Layout, Task
 from internvl_chat.eval.tasks.common import LETTER, SHORT
 from internvl_chat.infer.pictures import NUM_SEGMENTS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Files beside the folders of results are called so.
+_NO_NAMES = (".md", ".json", ".jsonl", ".html")
 _WHOLE = ("max_new_tokens", "max_tiles", "num_segments")
 _TEXTS = ("name", "data", "root", "format", "prompt", "metric", "title")
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """The keys of the file. ``root``: folder of the pictures; like ``data`` relative to the folder of the file."""
+    """The keys of the file. ``root``: folder or archive of pictures; like ``data``, relative to the file's folder."""
 
     name: str
     data: str
@@ -46,11 +48,14 @@ def load_task(path: Path) -> Task:
     ``{choices}``), ``max_new_tokens``, ``max_tiles``, ``num_segments``, ``title``.
     """
     settings = _read(path)
-    columns = _columns(path, settings)
-    prompt = _prompt(path, settings, columns)
+    names = _names(path, settings.prompt)
+    columns = _columns(path, settings, names)
+    prompt = _prompt(path, settings, columns, names)
+    # Absolute: results name the pictures, and the report is made from any working folder.
+    home = path.parent.resolve()
     source = Source(
-        data=path.parent / settings.data,
-        root=path.parent / settings.root,
+        data=(home / Path(settings.data).expanduser()).resolve(),
+        root=(home / Path(settings.root).expanduser()).resolve(),
         format=settings.format,
         columns=columns,
         prompt=prompt,
@@ -61,12 +66,13 @@ def load_task(path: Path) -> Task:
         raise ConfigError(f"{path}: data: there is no file {source.data}; a path is relative to the folder of the YAML")
     return Task(
         settings.name,
-        settings.title or settings.name,
+        settings.title or f"own data, metric {settings.metric}",
         (Layout(str(source.data), (), lambda root: read_source(source), str(source.data)),),
         item_reader(source),
         scorer_of(settings.metric),
         max_new_tokens=settings.max_new_tokens,
         max_tiles=settings.max_tiles,
+        root=source.root,
     )
 
 
@@ -105,9 +111,10 @@ def _read(path: Path) -> _Settings:
 def _check(path: Path, settings: _Settings) -> None:
     from internvl_chat.eval.registry import tasks
 
-    if not _NAME.fullmatch(settings.name):
+    if not _NAME.fullmatch(settings.name) or settings.name.endswith(_NO_NAMES):
         raise ConfigError(
-            f"{path}: name: {settings.name!r} cannot be the name of a folder; use letters, digits, '-', '_' and '.'"
+            f"{path}: name: {settings.name!r} cannot be the name of a folder; use letters, digits, '-', '_' and '.', "
+            f"but not {', '.join(_NO_NAMES)} at the end"
         )
     if settings.name in tasks():
         raise ConfigError(f"{path}: name: {settings.name!r} is a task of its own already; choose another name")
@@ -116,7 +123,7 @@ def _check(path: Path, settings: _Settings) -> None:
             raise ConfigError(f"{path}: {key}: {value!r}{nearest(value, legal)}; legal: {', '.join(legal)}")
 
 
-def _columns(path: Path, settings: _Settings) -> Columns:
+def _columns(path: Path, settings: _Settings, names: Collection[str]) -> Columns:
     given = settings.fields
     if not isinstance(given, dict):
         raise ConfigError(f"{path}: fields: names of columns are expected, as in 'fields: {{answer: label}}'")
@@ -132,21 +139,23 @@ def _columns(path: Path, settings: _Settings) -> Columns:
         if not isinstance(value, str) and not several:
             more = ", or a list of columns with one choice each" if key == "choices" else ""
             raise ConfigError(f"{path}: fields: {key}: {value!r}; the name of a column is expected{more}")
-    if settings.metric == "letter" and settings.format == "table" and "choices" not in given:
+    shown = settings.metric == "letter" or "choices" in names
+    if shown and settings.format == "table" and "choices" not in given:
         return Columns(**{**given, "choices": "choices"})
     return Columns(**given)
 
 
-def _prompt(path: Path, settings: _Settings, columns: Columns) -> str:
-    chosen = columns.choices is not None
-    if settings.prompt is None:
-        if settings.format == "internvl":
-            return "{question}"
-        return f"{{question}}\n{{choices}}\n{LETTER}" if chosen else f"{{question}} {SHORT}"
+def _names(path: Path, prompt: str | None) -> set[str]:
+    """What a prompt has in braces."""
+    if prompt is None:
+        return set()
     try:
-        names = {name for _, name, _, _ in string.Formatter().parse(settings.prompt) if name is not None}
+        parts = list(string.Formatter().parse(prompt))
     except ValueError as error:
         raise ConfigError(f"{path}: prompt: {error}; write {{{{ and }}}} for braces that are meant") from error
+    names = {name for _, name, _, _ in parts if name is not None}
+    if more := [name for _, name, form, conversion in parts if form or conversion]:
+        raise ConfigError(f"{path}: prompt: write {{{more[0]}}} with nothing behind its name")
     for name in names - {"question", "choices"}:
         raise ConfigError(
             f"{path}: prompt: {{{name}}}{nearest(name, ('question', 'choices'))}; legal: {{question}}, {{choices}}; "
@@ -154,7 +163,28 @@ def _prompt(path: Path, settings: _Settings, columns: Columns) -> str:
         )
     if "question" not in names:
         raise ConfigError(f"{path}: prompt: there is no {{question}} in it, so every item would be asked the same")
-    if ("choices" in names) != chosen:
-        what = "has {choices}, but fields names no column of them" if not chosen else "has no {choices}, but fields has"
-        raise ConfigError(f"{path}: prompt: it {what}; mend one of them")
+    return names
+
+
+def _prompt(path: Path, settings: _Settings, columns: Columns, names: Collection[str]) -> str:
+    chosen, metric = columns.choices is not None, settings.metric
+    if settings.prompt is None:
+        if settings.format == "internvl":
+            return "{question}"
+        if metric == "letter":
+            return f"{{question}}\n{{choices}}\n{LETTER}"
+        if chosen:
+            raise ConfigError(
+                f"{path}: fields: metric {metric!r} does not show choices; take 'metric: letter', or write a prompt "
+                "that has {choices}"
+            )
+        return GROUNDING if metric == "iou" else f"{{question}} {SHORT}"
+    if "choices" in names and not chosen:
+        raise ConfigError(
+            f"{path}: prompt: it has {{choices}}, but lines of the InternVL format have them in their question; take "
+            "it out"
+        )
+    if chosen and "choices" not in names:
+        why = "fields has" if "choices" in settings.fields else f"metric {metric!r} is about them"
+        raise ConfigError(f"{path}: prompt: it has no {{choices}}, but {why}; mend one of them")
     return settings.prompt

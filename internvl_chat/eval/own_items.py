@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +14,9 @@ from internvl_chat.data.faults import Fault
 from internvl_chat.data.media import read_image_size
 from internvl_chat.data.record import Turn, expand_videos, parse_record, resolve_boxes
 from internvl_chat.data.storage import Medium
-from internvl_chat.errors import DataError, nearest
-from internvl_chat.eval.sources import picture, read_records, read_table, unpacked
+from internvl_chat.errors import DataError, first_line, nearest
+from internvl_chat.eval.own_media import as_url, locate_picture
+from internvl_chat.eval.sources import read_records, read_table, unpacked
 from internvl_chat.eval.task import Ask, Item, Record
 from internvl_chat.eval.tasks.common import LETTERS, option_lines
 from internvl_chat.infer.pictures import Shown, Video, place_pictures
@@ -26,8 +25,10 @@ FORMATS = ("table", "internvl")
 # The key under which a record carries its number.
 _NUMBER = " number"
 _TAGS = re.compile(f"{re.escape(IMAGE_PLACEHOLDER)}|{re.escape(VIDEO_PLACEHOLDER)}")
-# A field of a table that is longer than any path holds the picture itself.
-_LONGEST_PATH = 1024
+# What asks the series for a box; a question that has it already is asked as it is.
+GROUNDING = "Please provide the bounding box coordinate of the region this sentence describes: <ref>{question}</ref>"
+_REF = "<ref>"
+_SEPARATORS = {",": "a comma", "\t": "a tab"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Where own data lie and how they are asked. ``root``: folder of pictures; ``prompt``: with ``{question}``."""
+    """Where own data lie and how they are asked.
+
+    ``root``: folder of pictures, or an archive of them; ``prompt``: with ``{question}``.
+    """
 
     data: Path
     root: Path
@@ -61,7 +65,7 @@ def read_source(source: Source) -> Iterator[Record]:
     path, kind = source.data, source.data.suffix.lower()
     if kind in (".tsv", ".csv"):
         # Pictures inside are written once, not held in memory.
-        found: Iterator[Record] = unpacked([path], _read_tsv if kind == ".tsv" else _read_csv)
+        found: Iterator[Record] = unpacked([path], _tsv if kind == ".tsv" else _csv)
     elif kind == ".parquet":
         found = unpacked([path])
     else:
@@ -70,28 +74,39 @@ def read_source(source: Source) -> Iterator[Record]:
         yield {**record, _NUMBER: number}
 
 
-def _read_tsv(path: Path) -> Iterator[Record]:
-    return map(_with_pictures, read_table(path))
+def _tsv(path: Path) -> Iterator[Record]:
+    return _rows(path, "\t")
 
 
-def _read_csv(path: Path) -> Iterator[Record]:
-    return map(_with_pictures, read_table(path, ","))
+def _csv(path: Path) -> Iterator[Record]:
+    return _rows(path, ",")
 
 
-def _with_pictures(row: Mapping[str, str | None]) -> Record:
-    """The row with base64 of pictures as data URLs."""
-    return {name: value if value is None else _as_url(value) for name, value in row.items()}
+def _rows(path: Path, separator: str) -> Iterator[Record]:
+    """The rows, with base64 of pictures as data URLs. Raises DataError."""
+    _check_separator(path, separator)
+    found = False
+    for row in read_table(path, separator):
+        found = True
+        yield {name: value if value is None else as_url(value) for name, value in row.items()}
+    if not found:
+        raise DataError(f"{path}: there is no row below its header")
 
 
-def _as_url(value: str) -> str:
-    if len(value) <= _LONGEST_PATH or value.startswith("data:"):
-        return value
+def _check_separator(path: Path, separator: str) -> None:
+    """Raises DataError where the header is one column, and another separator would make several of it."""
     try:
-        head = base64.b64decode(value[:64], validate=True)
-    except binascii.Error:
-        return value
-    known = head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM"))
-    return f"data:image/jpeg;base64,{value}" if known else value
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            head = file.readline(1 << 16).strip("\r\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({first_line(error)}); save it as UTF-8") from error
+    other = max(";\t,|", key=head.count)
+    if separator not in head and other in head:
+        mend = f"call it {'.tsv' if other == chr(9) else '.csv'}" if other in _SEPARATORS else "write it anew"
+        raise DataError(
+            f"{path}: a single column, {head[:80]!r}: the separator of {path.suffix} is {_SEPARATORS[separator]}, not "
+            f"{_SEPARATORS.get(other, repr(other))}; {mend}"
+        )
 
 
 def item_reader(source: Source) -> Callable[[Record, Ask], Item]:
@@ -107,10 +122,15 @@ def _table_item(source: Source, record: Record, ask: Ask) -> Item:
     columns = source.columns
     question = str(_needed(record, columns.question, "question"))
     choices = _choices(record, columns.choices)
+    if columns.choices is None and record.get("choices") not in (None, "", []):
+        raise DataError(
+            f"there are choices, which metric {source.metric!r} does not show: take 'metric: letter', or a 'prompt' "
+            "with {choices} in it, or leave the column out"
+        )
     parts = {"question": question, "choices": option_lines(list(choices.values()))}
     if len(choices) > len(LETTERS):
         raise DataError(f"{len(choices)} choices; there are letters for {len(LETTERS)}")
-    text = source.prompt.format(**parts)
+    text = _grounding(question) if source.prompt == GROUNDING else source.prompt.format(**parts)
     images, video = _pictures(record, columns), _optional(record, columns.video, "video")
     text, shown = _shown(source, ask, text, images, [] if video is None else [(str(video), None)])
     gold: Any = None
@@ -123,10 +143,20 @@ def _table_item(source: Source, record: Record, ask: Ask) -> Item:
     return Item(str(record[_NUMBER] if name is None else name), text, shown, gold, extra)
 
 
-def _column(record: Record, name: str) -> Any:
+def _grounding(question: str) -> str:
+    """The request for a box; a tag of the picture stays in front of it."""
+    if _REF in question:
+        return question
+    tag = IMAGE_PLACEHOLDER if question.startswith(IMAGE_PLACEHOLDER) else ""
+    text = GROUNDING.format(question=question.removeprefix(tag).strip())
+    return f"{tag}\n{text}" if tag else text
+
+
+def _column(record: Record, name: str, hint: str = "") -> Any:
     if name not in record:
         known = [str(key) for key in record if key != _NUMBER]
-        raise DataError(f"no column {name!r}{nearest(name, known)} (there are: {', '.join(known[:12])}); see 'fields'")
+        there = f"{nearest(name, known)} (there are: {', '.join(known[:12])})"
+        raise DataError(f"no column {name!r}{there}; see 'fields'{hint}")
     return record[name]
 
 
@@ -136,7 +166,10 @@ def _optional(record: Record, named: str | None, field: str) -> Any:
 
 
 def _needed(record: Record, named: str | None, field: str) -> Any:
-    value = _column(record, field if named is None else named)
+    hint = ", or 'metric: none' where there are no right answers" if field == "answer" else ""
+    if field == "question" and "conversations" in record:
+        hint = "; 'format: internvl' reads lines of the training format, which have 'conversations'"
+    value = _column(record, field if named is None else named, hint)
     if value is None or (field == "question" and not isinstance(value, str)):
         raise DataError(f"{field} (column {named or field!r}) holds {value!r}")
     return value
@@ -220,7 +253,7 @@ def _line_item(source: Source, record: Record, ask: Ask) -> Item:
     try:
         line = parse_record(fields)
         if line.objects is not None:
-            sizes = [read_image_size(_media(source, name)) for name in line.images]
+            sizes = [read_image_size(locate_picture(source.root, name)) for name in line.images]
             line = resolve_boxes(line, line.sizes or sizes)
     except Fault as fault:
         raise DataError(str(fault)) from fault
@@ -265,12 +298,6 @@ def _pixels(answer: str, size: Mapping[str, float]) -> list[float]:
 # -- pictures -------------------------------------------------------------------------------------------------------
 
 
-def _media(source: Source, name: str) -> Path | Medium:
-    """Names are below ``root`` also where they begin with ``data/``, as they do in annotations of benchmarks."""
-    inside = source.root / name
-    return inside if inside.is_file() else picture(source.root, name)
-
-
 def _shown(
     source: Source, ask: Ask, text: str, images: Sequence[str], videos: Sequence[tuple[str, Any]]
 ) -> tuple[str, tuple[Shown, ...]]:
@@ -286,7 +313,7 @@ def _shown(
         if tags.count(tag) != len(media):
             raise DataError(f"{tags.count(tag)} {tag} in the question, {len(media)} given; write one for each")
     limit = max(1, ask.max_tiles // max(1, len(images)))
-    stills = iter([Shown(_media(source, name), limit) for name in images])
+    stills = iter([Shown(locate_picture(source.root, name), limit) for name in images])
     films = iter(
         [
             Shown(Video(source.root / name, source.num_segments, None if clip is None else (clip[0], clip[1])), 1)
@@ -303,6 +330,8 @@ def _size(shown: Sequence[Shown]) -> dict[str, float]:
         raise DataError(f"metric 'iou': a box is of one picture; there are {len(shown)}")
     where = shown[0].source
     assert isinstance(where, (Path, Medium))
+    if isinstance(where, Path) and not where.is_file():
+        raise DataError(f"the picture {where} is not there")
     try:
         width, height = read_image_size(where)
     except Fault as fault:

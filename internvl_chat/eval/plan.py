@@ -102,7 +102,8 @@ def plan_job(task: Task, wishes: Wishes, dynamic: bool) -> Job:
     mine = {name: value for name, value in wishes.options.items() if name in task.options}
     options = options_of(task, mine)
     tiles = dynamic if wishes.dynamic is None else wishes.dynamic
-    ask = Ask(wishes.root, wishes.max_tiles or task.max_tiles, tiles, options)
+    root = task.root or wishes.root
+    ask = Ask(root, wishes.max_tiles or task.max_tiles, tiles, options)
     found = read_items(task, ask)
     items, there = found[: wishes.limit], len(found)
     check_media(task, items)
@@ -120,7 +121,7 @@ def plan_job(task: Task, wishes: Wishes, dynamic: bool) -> Job:
     changed |= wishes.shared
     if wishes.limit is not None:
         changed["limit"] = wishes.limit
-    layout = find_layout(task, wishes.root).name
+    layout = find_layout(task, root).name
     digests = {item.id: digest_of(item) for item in items}
     return Job(task, ask, items, generation, layout, there, digests, wishes.limit, changed)
 

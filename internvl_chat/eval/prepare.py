@@ -6,7 +6,11 @@ Nothing is downloaded: licences are for a person to accept, and releases move.
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +31,7 @@ class Verdict:
     """What was found of a task's data. ``layout``: None if no layout is whole. ``problems``: all of them, a text each.
 
     ``hashed``: files whose published hash was compared; ``pictures``: files and members of archives, each once.
+    ``counted``: whether it is known how many items there should be. ``own``: data of one's own, nothing published.
     """
 
     task: str
@@ -35,6 +40,8 @@ class Verdict:
     items: int = 0
     pictures: int = 0
     hashed: int = 0
+    counted: bool = True
+    own: bool = False
 
     @property
     def good(self) -> bool:
@@ -43,11 +50,14 @@ class Verdict:
 
     def text(self) -> str:
         """For the command line: one line if all is well, else a line for each problem."""
-        what = f"{self.items} items, {self.pictures} pictures or videos"
+        layout = "own data" if self.own else f"{self.layout} layout"
+        what = f"{layout}, {self.items} items, {self.pictures} pictures or videos"
         if self.good:
             hashes = f", {self.hashed} published hashes" if self.hashed else ""
-            return f"{self.task}: good ({self.layout} layout, {what}{hashes})"
-        head = "not there" if self.layout is None else f"not as published ({self.layout} layout, {what})"
+            unknown = "" if self.counted or self.own else "; how many items there should be is not known"
+            return f"{self.task}: good ({what}{hashes}{unknown})"
+        wrong = "cannot be used as it is" if self.own else "not as published"
+        head = "not there" if self.layout is None else f"{wrong} ({what})"
         return "\n".join([f"{self.task}: {head}", *(f"  {problem}" for problem in self.problems)])
 
 
@@ -67,15 +77,24 @@ def verify(task: Task, root: Path) -> Verdict:
         )
     media = {str(source): source for item in items for source in media_of(item.shown)}
     problems += _lost(media.values())
-    return Verdict(task.name, layout.name, tuple(problems), len(items), len(media), hashed)
+    counted, own = task.count is not None, _is_own(layout)
+    return Verdict(task.name, layout.name, tuple(problems), len(items), len(media), hashed, counted, own)
+
+
+def _is_own(layout: Layout) -> bool:
+    """Whether its data are where a YAML file says, and not below the data root."""
+    return not layout.files
 
 
 def prepare(task: Task, root: Path, overwrite: bool = False) -> list[str]:
     """Write the guide's layout from a release that is there; returns what was done, a line each.
 
-    Files of the guide's layout that are there stay, unless ``overwrite``. Raises ConfigError where there is nothing to
-    convert, DataError for a release that is missing or cannot be read, and for files in the way.
+    Files of the guide's layout that are there stay, unless ``overwrite``; those that are read always stay.
+    Raises ConfigError where there is nothing to convert, DataError for a release that is missing or cannot be read, and
+    for files in the way.
     """
+    if all(_is_own(layout) for layout in task.layouts):
+        return ["own data need no preparing"]
     guide = next((layout for layout in task.layouts if layout.write is not None), None)
     if guide is None or guide.write is None:
         places = "; ".join(f"{', '.join(layout.files)}{_published(layout)}" for layout in task.layouts)
@@ -87,13 +106,18 @@ def prepare(task: Task, root: Path, overwrite: bool = False) -> list[str]:
     release = next((layout for layout in releases if not missing_files(layout, root)), None)
     if release is None:
         raise DataError("\n".join([f"{task.name}: no release of it is below {root}:", *_lacking(task, root, releases)]))
-    if there and not overwrite:
+    sources = set(find(root, release.files))
+    shared = sources | _files_of_others(task, root, releases)
+    # Folders are added to.
+    ours = [path for path in there if path.is_file() and path not in (sources if overwrite else shared)]
+    if ours and not overwrite:
         raise DataError(
-            f"{task.name}: {', '.join(map(str, there))} is there, but not {', '.join(missing_files(guide, root))}; "
+            f"{task.name}: {', '.join(map(str, ours))} is there, but not {', '.join(missing_files(guide, root))}; "
             "--overwrite writes all of them"
         )
     counted = _Counted(release.read(root))
-    guide.write(root, counted)
+    with _unchanged([path for path in there if path.is_file() and path not in ours]):
+        guide.write(root, counted)
     if lacking := missing_files(guide, root):
         raise DataError(f"{task.name}: {', '.join(lacking)} was not written; report this as an error of the project")
     again = sum(1 for _ in guide.read(root))
@@ -102,9 +126,34 @@ def prepare(task: Task, root: Path, overwrite: bool = False) -> list[str]:
             f"{task.name}: {counted.count} records were read from {', '.join(release.files)}, but {again} written; "
             "remove what was written, and report this as an error of the project"
         )
-    written = [f"{path} ({_size(path)})" for path in find(root, guide.files)]
+    new = [path for path in find(root, guide.files) if path not in there or path in ours]
+    written = [f"{path} ({_size(path)})" for path in new]
     source = ", ".join(map(str, find(root, release.files)[:_NAMED]))
     return [f"{counted.count} records of {source} ({release.name})", *(f"wrote {text}" for text in written)]
+
+
+def _files_of_others(task: Task, root: Path, releases: Sequence[Layout]) -> set[Path]:
+    """Files that releases of the task, or other tasks, have: they are not in the way of what is to be written."""
+    from internvl_chat.eval.registry import tasks
+
+    others = [layout for other in tasks().values() if other.name != task.name for layout in other.layouts]
+    return {path for layout in (*releases, *others) for path in find(root, layout.files)}
+
+
+@contextmanager
+def _unchanged(paths: Sequence[Path]) -> Iterator[None]:
+    """Puts the files back as they were, whatever is written to them meanwhile."""
+    with ExitStack() as stack:
+        for path in paths:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".kept-", dir=path.parent))
+            stack.callback(_put_back, path, Path(shutil.copy2(path, folder)), path.stat())
+        yield
+
+
+def _put_back(path: Path, copy: Path, before: os.stat_result) -> None:
+    now = path.stat() if path.exists() else None
+    if now is None or (now.st_ino, now.st_size, now.st_mtime_ns) != (before.st_ino, before.st_size, before.st_mtime_ns):
+        copy.replace(path)
 
 
 class _Counted:
@@ -133,7 +182,7 @@ def _lacking(task: Task, root: Path, layouts: Sequence[Layout] | None = None) ->
 
 
 def _published(layout: Layout) -> str:
-    return f" (published at {layout.source})" if layout.source else ""
+    return f" (published at {layout.source})" if layout.source and not _is_own(layout) else ""
 
 
 def _compare_sums(layout: Layout, root: Path) -> tuple[int, list[str]]:
@@ -189,7 +238,7 @@ def _read_all(task: Task, layout: Layout, root: Path) -> tuple[list[Item], list[
     except InternVLError as error:
         problems.append(f"reading stopped after record {number}: {error}")
     if not number and not problems:
-        problems.append(f"{', '.join(layout.files)}: there is no record in it{_published(layout)}")
+        problems.append(f"{', '.join(layout.files) or layout.name}: there is no record in it{_published(layout)}")
     problems += [_some("records cannot be used", bad)] if bad else []
     problems += [_some("ids come twice", twice)] if twice else []
     return items, problems
@@ -230,5 +279,7 @@ def _some(what: str, examples: Sequence[str]) -> str:
 
 
 def _size(path: Path) -> str:
+    if path.is_dir():
+        return "folder"
     size = path.stat().st_size
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size} bytes"

@@ -122,6 +122,7 @@ class Task:
     ``options``: name -> legal values, the first is the default; "" stands for any text.
     ``judged``: whether ``score`` asks a judge: never; where there is one; always. ``neighbours``: so many items that
     follow each other are scored together. ``style``: whose prompts and scorer these are, recorded with the score.
+    ``root``: where the data lie whatever the data root is.
     """
 
     name: str
@@ -137,4 +138,5 @@ class Task:
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     judged: Literal["no", "optional", "needed"] = "no"
     neighbours: int = 1
+    root: Path | None = None
     style: Style = "internvl"

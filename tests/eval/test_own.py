@@ -191,6 +191,71 @@ def test_metrics(home: Path, metric: str, gold: Any, answer: str, mark: float, m
     assert score(described(home, metric=metric), "").marks == [0.0]
 
 
+def test_boxes_are_asked_for_as_the_series_does(home: Path) -> None:
+    due = (
+        "<image>\nPlease provide the bounding box coordinate of the region this sentence describes: <ref>the dog</ref>"
+    )
+    own = "Where is <ref>the dog</ref>?"
+    jsonl(
+        home / "items.jsonl",
+        [{"question": q, "image": "a.png", "answer": [1, 2, 3, 4]} for q in ("the dog", "<image>\nthe dog", own)],
+    )
+    assert [item.text for item in items_of(described(home, metric="iou"))] == [due, due, f"<image>\n{own}"]
+    (first, *_) = items_of(described(home, metric="iou", prompt="Find {question}."))
+    assert first.text == "<image>\nFind the dog."
+
+
+def test_what_is_amiss_with_boxes_is_noted(home: Path) -> None:
+    jsonl(home / "items.jsonl", [{"question": "it", "image": "a.png", "answer": [0, 0, 40, 25]}] * 2)
+    path = described(home, metric="iou")
+    good, pixels = "<box>[[0, 0, 500, 500]]</box>", "<box>[[0, 0, 1400, 900]]</box>"
+    assert score(path, good, "there").notes == {"answers without a box": 1}
+    assert score(path, good, pixels).notes == {"answers without a box": 0}
+    without = score(path, "there", "").notes
+    assert without.pop("answers without a box") == 2
+    ((what, times),) = without.items()
+    assert "no answer has a box" in what and "<box>[[x1, y1, x2, y2]]</box>, in 0 to 1000" in what and times == 2
+    beyond = score(path, pixels, "there").notes
+    assert beyond.pop("answers without a box") == 1
+    ((what, times),) = beyond.items()
+    assert "numbers beyond 1000" in what and times == 1
+    # The command line prints figures by their names where the original has no lines of its own.
+    assert not score(path, good, good).lines and list(score(path, good, good).figures) == ["accuracy", "mean IoU"]
+
+
+def test_choices_are_shown_by_a_prompt_that_has_them(home: Path) -> None:
+    jsonl(home / "items.jsonl", [{"question": "Which?", "choices": ["cat", "dog"], "answer": "dog"}])
+    for fields in ({}, {"choices": "choices"}):
+        (item,) = items_of(described(home, prompt="{question} {choices}", fields=fields))
+        assert item.text == "Which? A. cat\nB. dog" and item.gold == ["dog"]
+
+
+def test_a_title_of_its_own(home: Path) -> None:
+    assert load_task(described(home)).title == "own data, metric exact_match"
+    assert load_task(described(home, title="Signs")).title == "Signs"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", "question;image;answer\nWhat?;a.png;x\n", "the separator of .csv is a comma, not ';'; write it anew"),
+        ("t.csv", "question\timage\tanswer\n", "is a comma, not a tab; call it .tsv"),
+        ("t.tsv", "question,image,answer\nWhat, now?,a.png,x\n", "is a tab, not a comma; call it .csv"),
+    ],
+)
+def test_a_table_with_another_separator(home: Path, name: str, text: str, message: str) -> None:
+    (home / name).write_text(text)
+    with pytest.raises(DataError) as error:
+        items_of(described(home, data=name))
+    assert message in str(error.value) and name in str(error.value)
+
+
+def test_a_table_with_one_column(home: Path) -> None:
+    (home / "t.csv").write_text("question\n1 + 1?\n")
+    (item,) = items_of(described(home, data="t.csv", metric="none"))
+    assert item.text.startswith("1 + 1?")
+
+
 def test_without_a_metric_answers_alone(home: Path) -> None:
     jsonl(home / "items.jsonl", [{"question": "?"}])
     assert load_task(described(home, metric="none")).score is None
@@ -251,7 +316,9 @@ def test_training_lines_with_boxes_letters_and_rounds(home: Path) -> None:
         ({"prompt": "Hello"}, "there is no {question}"),
         ({"prompt": "{qestion}"}, "did you mean 'question'"),
         ({"prompt": "{question"}, "prompt: "),
-        ({"prompt": "{question} {choices}"}, "fields names no column"),
+        ({"prompt": "{question} {choices}", "format": "internvl"}, "take it out"),
+        ({"fields": {"choices": "c"}}, "metric 'exact_match' does not show choices; take 'metric: letter', or write a"),
+        ({"prompt": "{question}", "metric": "letter"}, "has no {choices}, but metric 'letter' is about them"),
         ({"prompt": "{question}", "fields": {"choices": "c"}}, "has no {choices}"),
         ({"max_tiles": 0}, "max_tiles: 0"),
         ({"max_new_tokens": True}, "max_new_tokens: True"),
@@ -275,6 +342,10 @@ def test_a_file_that_is_no_description(home: Path, text: str) -> None:
     ("record", "keys", "message"),
     [
         ({"question": "?", "image": "a.png"}, {}, "no column 'answer' (there are: question, image)"),
+        ({"question": "?"}, {}, "or 'metric: none' where there are no right answers"),
+        ({"conversations": []}, {}, "'format: internvl' reads lines of the training format"),
+        ({"question": "?", "choices": ["a", "b"], "answer": "a"}, {}, "which metric 'exact_match' does not show: take"),
+        ({"question": "?", "answer": [1, 2, 3, 4], "image": "no.png"}, {"metric": "iou"}, "pics/no.png is not there"),
         ({"question": 5, "answer": "x"}, {}, "question (column 'question') holds 5"),
         ({"question": "?", "answer": {"a": 1}}, {}, "a text, or a list of texts"),
         ({"question": "?", "answer": "x", "image": "none.png"}, {}, "pics/none.png"),
@@ -293,3 +364,17 @@ def test_a_record_that_cannot_be_used(home: Path, record: dict[str, Any], keys: 
     with pytest.raises((DataError, ConfigError)) as error:
         items_of(described(home, **keys))
     assert message in str(error.value) and "mine" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: table.md\ndata: d.jsonl\nmetric: vqa\n", r"name: 'table.md' cannot be the name of a folder"),
+        ('name: q\ndata: d.jsonl\nmetric: vqa\nprompt: "{question!r:>9}"\n', r"write {question} with nothing behind"),
+    ],
+)
+def test_names_and_prompts_that_would_fail_later(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "d.jsonl").write_text('{"question": "?", "answer": "a"}\n')
+    (tmp_path / "q.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_task(tmp_path / "q.yaml")

@@ -13,7 +13,7 @@ import pytest
 
 from internvl_chat import cli
 from internvl_chat.errors import ConfigError, DataError
-from internvl_chat.eval.items import load_items
+from internvl_chat.eval.items import find_layout, load_items
 from internvl_chat.eval.prepare import hash_of, prepare, verify
 from internvl_chat.eval.registry import resolve, tasks
 from internvl_chat.eval.sources import picture as picture_of
@@ -73,6 +73,9 @@ def test_good_data_of_either_layout(tmp_path: Path) -> None:
     assert found.good and (found.layout, found.items, found.pictures) == ("guide", 8, 8)
     assert found.text() == "toy: good (guide layout, 8 items, 8 pictures or videos)"
     assert verify(TASK, tmp_path / "b").text().startswith("toy: good (release layout")
+    unknown = verify(replace(TASK, count=None), tmp_path / "a")
+    told = "toy: good (guide layout, 8 items, 8 pictures or videos; how many items there should be is not known)"
+    assert unknown.good and unknown.text() == told
 
 
 def test_what_is_missing_of_every_layout_and_where_it_is(tmp_path: Path) -> None:
@@ -188,6 +191,50 @@ def test_what_is_there_stays_unless_asked(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     prepare(TASK, tmp_path, overwrite=True)
     assert len(list(read_records(path))) == 8
+
+
+def test_files_of_the_release_are_not_in_the_way_and_never_written(tmp_path: Path) -> None:
+    """The guide's layout has the labels of the release, and a folder of pictures that is there."""
+    put_release(tmp_path)
+    labels = tmp_path / "release/labels.json"
+    labels.write_text('["the release\'s"]')
+    before = labels.read_bytes()
+
+    def write(root: Path, records: Iterable[Record]) -> None:
+        _write(root, records)
+        labels.write_text("written anew")
+
+    guide = replace(GUIDE, files=("toy/questions.jsonl", "release/labels.json", "toy"), write=write)
+    release = replace(RELEASE, files=(*RELEASE.files, "release/labels.json"))
+    task = replace(TASK, layouts=(guide, release))
+    said = prepare(task, tmp_path)
+    assert labels.read_bytes() == before and len(said) == 2 and "wrote" in said[1] and "questions.jsonl" in said[1]
+    assert len(prepare(task, tmp_path, overwrite=True)) == 2 and labels.read_bytes() == before
+    assert not list((tmp_path / "release").glob(".kept*"))
+
+
+def test_pope_beside_the_labels_of_its_release(tmp_path: Path) -> None:
+    (task,) = resolve(["pope"])
+    write_task("pope", tmp_path)
+    (tmp_path / "pope/llava_pope_test.jsonl").unlink()
+    labels = sorted((tmp_path / "pope/coco").iterdir())
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in labels]
+    assert find_layout(task, tmp_path).name == "release"
+    said = prepare(task, tmp_path)
+    assert [line for line in said if "wrote" in line] == [line for line in said if "llava_pope_test.jsonl (" in line]
+    prepare(task, tmp_path, overwrite=True)
+    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in labels] == before
+    assert find_layout(task, tmp_path).name == "guide"
+
+
+def test_annotations_that_two_tasks_share_are_not_in_the_way(tmp_path: Path) -> None:
+    put_release(tmp_path)
+    (tmp_path / "textvqa").mkdir()
+    shared = tmp_path / "textvqa/textvqa_val_annotations.json"
+    shared.write_text("{}")
+    guide = replace(GUIDE, files=(*GUIDE.files, "textvqa/textvqa_val_annotations.json"))
+    assert len(prepare(replace(TASK, layouts=(guide, RELEASE)), tmp_path)) == 2
+    assert shared.read_text() == "{}"
 
 
 def test_what_cannot_be_converted_is_said(tmp_path: Path) -> None:

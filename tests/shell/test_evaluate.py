@@ -283,7 +283,7 @@ def test_a_tiny_model_on_the_cpu(tiny: Path, tmp_path: Path) -> None:
     predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     answered = [record for record in predictions if "answer" in record]
     assert [record["id"] for record in answered] == [f"{number}" for number in range(len(RECORDS))]
-    assert json.loads((folder / "run.json").read_text())["complete"]
+    assert json.loads((folder / "run.json").read_text())["answered"] == len(RECORDS)
     assert (folder / "sqa_test.jsonl").is_file()
     done = run_for_real(shell, tmp_path, "pretrained/Tiny", "sciencqa")
     assert done.returncode == 2 and "no task 'sciencqa'; did you mean 'scienceqa'" in done.stderr
@@ -302,7 +302,7 @@ def test_two_processes_end_with_the_status_of_the_evaluation(tiny: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     assert "a process on each of 2 GPUs" in done.stderr
     manifest = json.loads((tmp_path / "out" / tiny.name / "sqa_test/run.json").read_text())
-    assert manifest["complete"] and manifest["settings"]["processes"] == 2
+    assert manifest["answered"] == len(RECORDS) and manifest["settings"]["processes"] == 2
     done = run_for_real(["sh"], tmp_path, str(tiny), "no-such-key", **env)
     assert done.returncode == 2, done.stderr
     assert "no task 'no-such-key'" in done.stderr and "Traceback" not in done.stderr

@@ -30,7 +30,7 @@ from internvl_chat.train import benchmarks
 from internvl_chat.train import main as training
 from internvl_chat.train.benchmarks import Benchmarks, build_benchmarks, choose
 from tests.eval.mini.common import jsonl, picture
-from tests.eval.test_prepare import writers
+from tests.eval.mini import writers
 from tests.train.asked import ACCURACY, TOLD, items_of, telling
 from tests.train.runs import flags, log_of, losses, run_all, weights
 from tests.train.test_resume import names
@@ -247,7 +247,7 @@ def test_what_cannot_be_asked_is_counted_and_scores_nothing(monkeypatch: pytest.
     questions: Any = tuple(range(7))
     task = replace(telling(), score=score)
     generation = {"max_new_tokens": 12, "min_new_tokens": 1}
-    job = Job(task, Ask(Path(), 6), named(30), generation, "guide")
+    job = Job(task, Ask(Path(), 6), named(30), generation, "guide", 30, {})
     tested = Benchmarks([benchmarks.Chosen(job, tuple(named(7)), questions)], None, "torch", 2)
     assert tested.names == ["eval_sqa_test/given", "eval_sqa_test/odd"]
     model: Any = None
@@ -327,7 +327,7 @@ def test_a_judge_that_may_be_missing(built: Callable[..., Any], root: Path, monk
 
 @pytest.mark.parametrize("name", ["mme", "MMVP"])
 def test_pairs_are_chosen_whole(built: Callable[..., Any], tmp_path: Path, name: str) -> None:
-    writers()[name](tmp_path)  # type: ignore[operator]
+    writers()[name](tmp_path)
     (chosen,) = built(eval_tasks=name, eval_data_root=str(tmp_path), eval_task_items=2).chosen
     places = [chosen.job.items.index(item) for item in chosen.items]
     assert len(places) == 2 and places[0] % 2 == 0 and places[1] == places[0] + 1
@@ -347,7 +347,7 @@ def test_every_task_can_be_scored_on_a_few_items(
     built: Callable[..., Any], tmp_path: Path, name: str, items: int
 ) -> None:
     """Whatever is answered: training must not end for it; and the figure that stands for it is always there."""
-    writers()[name](tmp_path)  # type: ignore[operator]
+    writers()[name](tmp_path)
     try:
         (chosen,) = built(eval_tasks=name, eval_data_root=str(tmp_path), eval_task_items=items).chosen
     except ConfigError as error:

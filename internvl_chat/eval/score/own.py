@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from internvl_chat.eval.score.anls import anls
-from internvl_chat.eval.score.boxes import refcoco_iou, refcoco_right
+from internvl_chat.eval.score.boxes import refcoco_box, refcoco_iou, refcoco_right
 from internvl_chat.eval.score.exact import exact
 from internvl_chat.eval.score.matching import match_option
 from internvl_chat.eval.score.relaxed import relaxed
@@ -14,6 +14,8 @@ from internvl_chat.eval.task import Answered, Item, Result
 
 METRICS = ("vqa", "anls", "relaxed", "exact_match", "contains", "letter", "iou", "none")
 _MAIN = {"anls": "anls", "relaxed": "relaxed_accuracy"}
+# Boxes are in thousandths of the picture.
+_WHOLE = 1000
 
 
 def scorer_of(metric: str) -> Callable[[Answered], Result] | None:
@@ -32,7 +34,7 @@ def _score(metric: str, run: Answered) -> Result:
         notes["answers without a letter"] = sum(
             match_option(answer, one.extra["options"]) is None for one, answer in rows
         )
-    return Result({main: mean}, main, marks, notes, [f"{main}: {mean}"])
+    return Result({main: mean}, main, marks, notes)
 
 
 def _mark(metric: str, item: Item, answer: str) -> float:
@@ -67,4 +69,17 @@ def _boxes(run: Answered) -> Result:
     ]
     marks = [float(refcoco_right(overlap)) for overlap in overlaps]
     accuracy, mean = sum(marks) / len(marks), float(sum(overlaps)) / len(overlaps)
-    return Result({"accuracy": accuracy, "mean IoU": mean}, "accuracy", marks, {}, [f"Precision @ 1: {accuracy}"])
+    return Result({"accuracy": accuracy, "mean IoU": mean}, "accuracy", marks, _box_notes(run.answers))
+
+
+def _box_notes(answers: Sequence[str]) -> dict[str, int]:
+    """How many answers have no box; and what is amiss where that, or pixels, is all there is."""
+    boxes = [box for box in map(refcoco_box, answers) if box is not None]
+    notes = {"answers without a box": len(answers) - len(boxes)}
+    if not boxes:
+        notes["no answer has a box: <box>[[x1, y1, x2, y2]]</box>, in 0 to 1000 of the picture, is read"] = len(answers)
+    elif all(max(box) > _WHOLE for box in boxes):
+        notes["all boxes have numbers beyond 1000: they are read as 0 to 1000 of the picture, not as pixels"] = len(
+            boxes
+        )
+    return notes
