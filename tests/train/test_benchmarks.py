@@ -29,8 +29,8 @@ from internvl_chat.model.tokenizer import load_tokenizer
 from internvl_chat.train import benchmarks
 from internvl_chat.train import main as training
 from internvl_chat.train.benchmarks import Benchmarks, build_benchmarks, choose
-from tests.eval.mini.common import jsonl, picture
 from tests.eval.mini import writers
+from tests.eval.mini.common import jsonl, picture
 from tests.train.asked import ACCURACY, TOLD, items_of, telling
 from tests.train.runs import flags, log_of, losses, run_all, weights
 from tests.train.test_resume import names

@@ -35,7 +35,7 @@ def mmvet_score(run: Answered, name: str, overall: str) -> Result:
     )
     asked = sum(bool(answer.strip()) for answer in run.answers)
     if asked and found.count(None) == asked:
-        raise JudgeError(f"{name}: none of {asked} replies of {judge.model} is a mark from 0 to 1; it cannot judge this")
+        raise JudgeError(f"{name}: none of {asked} replies of {judge.model} is a mark from 0 to 1; take another judge")
     marks = [mark or 0.0 for mark in found]
     rows = [(item.extra["capability"], mark) for item, mark in zip(run.items, marks, strict=True)]
     figures = mmvet_figures(rows, run.options, overall)
