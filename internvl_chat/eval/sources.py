@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from internvl_chat.config.cache import cache_folder
+from internvl_chat.constants import MAX_PICTURE_BYTES
 from internvl_chat.data.containers import kind_of, read_lines
 from internvl_chat.data.faults import Fault
 from internvl_chat.data.parquet import mime_of
@@ -113,7 +114,9 @@ def unpacked(files: Iterable[Path], read: Callable[[Path], Iterable[Record]] = r
     with (folder.parent / f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
-            part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+            for left in folder.parent.glob(f".part-{folder.name}-*"):  # of a killed process: this one has the lock
+                shutil.rmtree(left, ignore_errors=True)
+            part = Path(tempfile.mkdtemp(prefix=f".part-{folder.name}-", dir=folder.parent))
             try:
                 with (part / "records.jsonl").open("w", encoding="utf-8") as out:
                     for path in paths:
@@ -139,7 +142,7 @@ def _written(value: Any, folder: Path) -> Any:
         return [_written(inner, folder) for inner in value]
     if not isinstance(value, str) or not value.startswith(_DATA_URL) or ";base64," not in value[:100]:
         return value
-    content = locate_medium("", value).read(1 << 30)
+    content = locate_medium("", value).read(MAX_PICTURE_BYTES)
     name = hashlib.sha256(content).hexdigest()[:24] + _SUFFIXES.get(mime_of(content) or "", ".bin")
     if not (folder / name).exists():
         (folder / name).write_bytes(content)

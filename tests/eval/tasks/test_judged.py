@@ -50,6 +50,12 @@ def name_of(case: dict[str, Any]) -> str:
     return case["dataset"]
 
 
+def test_a_judge_of_whom_nothing_can_be_read_gives_no_score(tmp_path: Path) -> None:
+    WRITERS["mmvet"](tmp_path)
+    with pytest.raises(JudgeError, match=r"none of . replies of fake is a mark"):
+        ask("mmvet", tmp_path, lambda item: "an answer", judge=FakeJudge({"": "I cannot say."}))
+
+
 @pytest.mark.parametrize("case", format_cases("mmvet"), ids=name_of)
 def test_mmvet_as_the_original_writes_it(tmp_path: Path, case: dict[str, Any]) -> None:
     picture(tmp_path / "mm-vet/images/v1_0.png")
