@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from internvl_chat.errors import ConfigError, InternVLError
+from internvl_chat.eval.flags import OF_MODEL, wishes_of
 from internvl_chat.eval.flags import add_arguments as add_arguments
-from internvl_chat.eval.flags import wishes_of
 from internvl_chat.infer.flags import model_name, model_options
 from internvl_chat.log import get_logger, setup_logging
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-# Flags that change answers and hold for all tasks of a run.
-_FOR_ALL = ("load_in_8bit", "load_in_4bit", "image_backend", "conv_style", "system", "seed")
 _INSTEAD = ("list", "verify", "prepare", "predictions", "report", "vlm_table")
 
 
@@ -108,7 +106,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     device = share_machine(launch, args.device) if args.device_map is None else args.device
     settings = {
         "checkpoint": name_checkpoint(checkpoint, args.base),
-        **{name: getattr(args, name) for name in _FOR_ALL},
+        **{name: getattr(args, name) for name in OF_MODEL},
+        "seed": args.seed if args.temperature else None,
         "dtype": str(resolve_dtype(args.dtype, resolve_device(device))).removeprefix("torch."),
         "template": args.conv_style or config.template,
     }

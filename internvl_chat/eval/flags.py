@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from internvl_chat.eval.plan import Wishes
 
 # Flags that change what the model answers to all tasks -> what they are unless set.
-_OF_MODEL = {
+OF_MODEL = {
     "dtype": None, "load_in_8bit": False, "load_in_4bit": False, "image_backend": "torch", "conv_style": None,
     "system": None,
 }  # fmt: skip
@@ -125,7 +125,7 @@ def wishes_of(args: argparse.Namespace) -> Wishes:
     generation: dict[str, Any] = {"num_beams": args.num_beams if args.num_beams != 1 else None}
     if args.temperature:
         generation |= {"temperature": args.temperature}
-    shared = {name: getattr(args, name) for name, usual in _OF_MODEL.items() if getattr(args, name) != usual}
+    shared = {name: getattr(args, name) for name, usual in OF_MODEL.items() if getattr(args, name) != usual}
     if args.temperature and args.seed:
         shared["seed"] = args.seed
     return Wishes(
