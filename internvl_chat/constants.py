@@ -23,6 +23,11 @@ IMAGE_STATISTICS: dict[str, tuple[tuple[float, float, float], tuple[float, float
     "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 
+# Answering many questions: most tokens of the prompts of a batch, pads included (of small models on large cards more
+# fit, of large ones less), and threads that read and cut the pictures of the next one meanwhile.
+BATCH_TOKENS = 65536
+READERS = 2
+
 # Pictures above this many pixels are refused: Pillow's own threshold for a suspected decompression bomb.
 MAX_IMAGE_PIXELS = 89_478_485
 # Files above these are not read: no camera makes them, and a worker would run out of memory.

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from internvl_chat.constants import BATCH_TOKENS, READERS
 from internvl_chat.errors import ConfigError
 from internvl_chat.infer.flags import add_model_flags
 
@@ -74,9 +75,9 @@ def _add_running(group: Any) -> None:
     add("--skip_missing", action="store_true", help="ask the tasks whose data are there, name the others, exit with 1")
     add("--overwrite", action="store_true", help="begin anew; otherwise the same command goes on")
     add("--batch_size", "--batch-size", type=int, default=8, metavar="N", help="at once (default: %(default)s)")
-    add("--batch_tokens", type=int, default=65536, metavar="N", help="tokens of a batch (default: %(default)s)")
+    add("--batch_tokens", type=int, default=BATCH_TOKENS, metavar="N", help="tokens of a batch (default: %(default)s)")
     add(
-        "--num_workers", "--num-workers", type=int, default=2, metavar="N",
+        "--num_workers", "--num-workers", type=int, default=READERS, metavar="N",
         help="threads that read and cut pictures, at least one (default: %(default)s)",
     )  # fmt: skip
     add("--tensorboard", metavar="DIR", help="also write eval/<task>/<figure> for TensorBoard")

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from PIL import Image
 
@@ -14,7 +15,7 @@ from internvl_chat.data.record import Turn
 from internvl_chat.data.storage import Medium
 from internvl_chat.errors import ConfigError, DataError, nearest
 from internvl_chat.eval.sources import find
-from internvl_chat.eval.task import Ask, Item, Layout, Task
+from internvl_chat.eval.task import Ask, Item, Layout, Record, Task
 from internvl_chat.infer.pictures import Joined, Picture, Shown, Video
 from internvl_chat.infer.questions import Question
 
@@ -53,27 +54,24 @@ def options_of(task: Task, given: Mapping[str, str]) -> dict[str, str]:
     return {name: given.get(name, legal[0]) for name, legal in task.options.items()}
 
 
-def load_items(task: Task, ask: Ask) -> list[Item]:
-    """All items of a task, whose pictures are there. Raises DataError as ``read_items`` and ``check_media`` do."""
-    items = read_items(task, ask)
-    check_media(task, items)
-    return items
+def load_items(task: Task, ask: Ask, limit: int | None = None) -> list[Item]:
+    """All items of a task. Raises DataError for missing files, records that cannot be used, ids that come twice.
 
-
-def read_items(task: Task, ask: Ask) -> list[Item]:
-    """All items of a task. Raises DataError for missing files, records that cannot be used, ids that come twice."""
+    Also for pictures that are not there, of the first ``limit`` items; None: of all.
+    """
     layout = find_layout(task, ask.root)
     items: list[Item] = []
-    records, number = iter(layout.read(ask.root)), 0
+    records, number, end = iter(layout.read(ask.root)), 0, object()
     while True:
         number += 1
         try:
-            items.append(task.item(next(records), ask))
-        except StopIteration:
-            break
+            record = next(records, end)
+            if record is end:
+                break
+            items.append(task.item(cast(Record, record), ask))
         except (DataError, ConfigError) as error:
             raise type(error)(f"{_name(task, layout)}: record {number}: {error}") from error
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, StopIteration) as error:
             what = f"{type(error).__name__}: {error}"
             raise DataError(
                 f"{_name(task, layout)}: record {number} is not what {task.name} has ({what}); is it the right file, "
@@ -82,6 +80,7 @@ def read_items(task: Task, ask: Ask) -> list[Item]:
     if not items:
         raise DataError(f"{_name(task, layout)}: there is no record in it; download or write it again")
     _check_ids(task, layout, items)
+    _check_media(task, items[:limit])
     return items
 
 
@@ -104,7 +103,7 @@ def _check_ids(task: Task, layout: Layout, items: list[Item]) -> None:
         )
 
 
-def check_media(task: Task, items: Sequence[Item]) -> None:
+def _check_media(task: Task, items: Sequence[Item]) -> None:
     """Raises DataError unless every picture that is a file of this machine is there."""
     lost: dict[str, str] = {}
     for item in items:
@@ -114,7 +113,8 @@ def check_media(task: Task, items: Sequence[Item]) -> None:
                 lost.setdefault(str(path), item.id)
     if lost:
         first = ", ".join(f"{path} (item {item!r})" for path, item in list(lost.items())[:_NAMED])
-        raise DataError(f"{task.name}: {len(lost)} pictures or videos are not there: {first}; see docs/evaluation.md")
+        mend = f"`internvl eval --verify {task.name}` looks for all of them"
+        raise DataError(f"{task.name}: {len(lost)} pictures or videos are not there: {first}; {mend}")
 
 
 def media_of(shown: tuple[Shown, ...]) -> Iterator[Picture]:

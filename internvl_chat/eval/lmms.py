@@ -123,7 +123,7 @@ class Adapter:
             device = None
         loaded = load(pretrained, device=device, **rest)
         changes: dict[str, Any] = {} if tiles is None else {"max_tiles": int(tiles)}
-        changes |= {} if dynamic is None else {"dynamic": bool(dynamic)}
+        changes |= {} if dynamic is None else {"dynamic": str(dynamic).lower() not in ("false", "0", "no")}
         return cls(replace(loaded, tiles=replace(loaded.tiles, **changes)), batch_size, frames)
 
     def answer(self, requests: Sequence[tuple[Any, ...]], documents: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from internvl_chat.errors import ConfigError, DataError, InternVLError
-from internvl_chat.eval.items import check_media, digest_of, find_layout, options_of, read_items
+from internvl_chat.eval.items import digest_of, find_layout, load_items, options_of
 from internvl_chat.eval.score.thought import MAX_NEW_TOKENS
 from internvl_chat.eval.task import Ask, Item, Task
 from internvl_chat.log import get_logger
@@ -104,9 +104,8 @@ def plan_job(task: Task, wishes: Wishes, dynamic: bool) -> Job:
     tiles = dynamic if wishes.dynamic is None else wishes.dynamic
     root = task.root or wishes.root
     ask = Ask(root, wishes.max_tiles or task.max_tiles, tiles, options)
-    found = read_items(task, ask)
+    found = load_items(task, ask, wishes.limit)
     items, there = found[: wishes.limit], len(found)
-    check_media(task, items)
     usual = {name: legal[0] for name, legal in task.options.items()}
     changed: dict[str, Any] = {name: value for name, value in options.items() if value != usual[name]}
     if tiles and ask.max_tiles != task.max_tiles:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from internvl_chat.constants import BATCH_TOKENS, READERS
 from internvl_chat.data.storage import Medium
 from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.eval.items import media_of, question_of_item
@@ -21,7 +22,7 @@ from internvl_chat.eval.plan import Job
 from internvl_chat.eval.results import MANIFEST, PREDICTIONS, Run, read_answers, versions, write_files, write_result
 from internvl_chat.eval.task import Answered, Item, Judge, Result
 from internvl_chat.infer.answers_file import AnswersFile, Outcome, Words
-from internvl_chat.infer.batch import BATCH_TOKENS, answers
+from internvl_chat.infer.batch import answers
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.infer.progress import Progress
 from internvl_chat.infer.questions import Question
@@ -50,7 +51,7 @@ class Setup:
     run: str
     batch_size: int = 8
     batch_tokens: int = BATCH_TOKENS
-    readers: int = 2
+    readers: int = READERS
     overwrite: bool = False
     judge: Callable[[Path], Judge | None] = lambda folder: None
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from internvl_chat.constants import BATCH_TOKENS, READERS
 from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.infer.answer import decode, generate, generation_options, pad_prompts, prompt_ids
 from internvl_chat.infer.loaded import Loaded
@@ -29,11 +30,6 @@ class Answer:
     finish: Literal["stop", "length"]
 
 
-# Most tokens of the prompts of a batch, pads included: of small models on large cards more fit, of large ones less.
-BATCH_TOKENS = 65536
-_READERS = 2
-
-
 def answers(
     loaded: Loaded,
     questions: Iterable[Question],
@@ -41,7 +37,7 @@ def answers(
     window: int = 32,
     *,
     batch_tokens: int = BATCH_TOKENS,
-    readers: int = _READERS,
+    readers: int = READERS,
     **generation: Any,
 ) -> Iterator[tuple[int, Answer | DataError]]:
     """(number of the question, its answer), batch by batch; of a question whose media cannot be used, its DataError.

@@ -194,6 +194,14 @@ def append(root: Path, line: str) -> None:
         file.write(line)
 
 
+def test_a_slip_in_a_task_does_not_end_the_data(data: Path) -> None:
+    """StopIteration of an item's function is no end of the records."""
+    (task,) = resolve(["scienceqa"])
+    broken = replace(task, item=lambda record, ask: next(iter(())))
+    with pytest.raises(DataError, match="record 1 is not what sqa_test has"):
+        plan_jobs([broken], Wishes(data), dynamic=True)
+
+
 def test_all_that_is_missing_is_told_at_once(data: Path) -> None:
     tasks = resolve(["scienceqa", "m3cot"])
     with pytest.raises(DataError, match=r"m3cot_test: not there.*\n--skip_missing"):
