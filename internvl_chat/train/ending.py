@@ -26,11 +26,11 @@ from internvl_chat.log import get_logger, setup_logging
 from internvl_chat.train import dist, meeting
 from internvl_chat.train.heartbeat import (
     all_have_heard,
+    hear_failures,
     interval_s,
     name_ranks,
     note,
     read_beats,
-    read_failures,
     tell_failure,
 )
 from internvl_chat.train.oversight import Oversight
@@ -190,8 +190,7 @@ def _newest_checkpoint(argv: Sequence[str]) -> Path | None:
 
 def _stopped(launch: Launch, argv: Sequence[str], stop: Stopped, failures: list[str]) -> int:
     """A signal or the clock ended the run: it is to go on later, unless the signal only came because a rank failed."""
-    failures = failures or _heard(launch)
-    if failures:
+    if _heard(launch, failures):
         return _failed(launch, argv, failures)
     if stop.can_go_on:
         _note(argv, stop.reason, stop.step)
@@ -203,10 +202,9 @@ def _stopped(launch: Launch, argv: Sequence[str], stop: Stopped, failures: list[
 
 def _lost(launch: Launch, argv: Sequence[str], error: BaseException, failures: list[str]) -> int:
     """A collective broke off. Says which rank has done it; where that was no error of its own: start again."""
-    failures = failures or _heard(launch)
-    reason = "" if failures else _with_store(launch, lambda store: _verdict(store, launch, argv))
-    failures = failures or _heard(launch)
-    if failures:
+    known = _heard(launch, failures)
+    reason = "" if known else _with_store(launch, lambda store: _verdict(store, launch, argv))
+    if known or _heard(launch, failures):
         return _failed(launch, argv, failures)
     reason = reason or "rank 0 is gone, or its node"
     newest = _newest_checkpoint(argv)
@@ -227,8 +225,10 @@ def _give_up(launch: Launch, argv: Sequence[str], failures: Sequence[str]) -> No
     _exit_now(_failed(launch, argv, failures))
 
 
-def _heard(launch: Launch) -> list[str]:
-    return _with_store(launch, lambda store: read_failures(store, launch.rank)) or []
+def _heard(launch: Launch, failures: list[str]) -> bool:
+    """Whether other ranks have failed by themselves; ``failures``, which the heartbeat fills too, says how."""
+    _with_store(launch, lambda store: hear_failures(store, launch.rank, failures))
+    return bool(failures)
 
 
 def _verdict(store: Store, launch: Launch, argv: Sequence[str]) -> str:

@@ -143,8 +143,7 @@ class Heartbeat:
                 store = store or self._connect()
                 where = self._progress.where
                 store.set(f"beat/{self._rank}", json.dumps([count, where.count, where.phase, where.step, host]))
-                if not self._listener.failures:
-                    self._listener.failures.extend(read_failures(store, self._rank))
+                hear_failures(store, self._rank, self._listener.failures)
                 self._tell_loss(self._look(store) if self._rank == 0 else "")
                 answered = time.monotonic()
             except (DistError, RuntimeError, OSError):
@@ -213,12 +212,16 @@ def tell_failure(store: Store, rank: int, text: str) -> None:
     _hear(store, rank)
 
 
-def read_failures(store: Store, rank: int) -> list[str]:
-    """What ranks have said about errors of their own; that ``rank`` knows it is noted, see ``all_have_heard``."""
-    count = store.add("failures", 0)
-    if count:
+def hear_failures(store: Store, rank: int, failures: list[str]) -> None:
+    """Add what ranks have said about errors of their own, unless it is there already.
+
+    That this rank knows it is noted last: the store may end with the rank that waits for that, see ``all_have_heard``.
+    """
+    if not failures:
+        count = min(store.add("failures", 0), NAMED)
+        failures.extend([store.get(f"failure/{number}").decode() for number in range(1, count + 1)])
+    if failures:
         _hear(store, rank)
-    return [store.get(f"failure/{number}").decode() for number in range(1, min(count, NAMED) + 1)]
 
 
 def all_have_heard(store: Store, world_size: int) -> bool:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from torch.distributed import HashStore
@@ -18,11 +19,11 @@ from internvl_chat.train.heartbeat import (
     Where,
     all_have_heard,
     gone,
+    hear_failures,
     late,
     name_ranks,
     note,
     read_beats,
-    read_failures,
     tell_failure,
 )
 
@@ -141,7 +142,31 @@ def test_a_process_that_hangs_after_a_failure_is_ended() -> None:
 def test_a_failure_counts_once_per_rank() -> None:
     store = HashStore()
     tell_failure(store, 0, "a")
-    assert read_failures(store, 0) == read_failures(store, 0) == ["a"]
     assert not all_have_heard(store, 2)
-    read_failures(store, 1)
+    for _ in range(2):
+        heard = list[str]()
+        hear_failures(store, 1, heard)
+        assert heard == ["a"]
     assert all_have_heard(store, 2)
+    assert not all_have_heard(store, 3)
+
+
+class _EndsOnceHeard:
+    """A store whose process leaves as soon as every rank has heard, as ``all_have_heard`` lets it."""
+
+    def __init__(self, world_size: int) -> None:
+        self._store, self._world_size = HashStore(), world_size
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if all_have_heard(self._store, self._world_size):
+            raise RuntimeError("connection closed by peer")
+        method: Callable[..., Any] = getattr(self._store, name)
+        return method
+
+
+def test_a_failure_is_read_before_it_is_noted_as_heard() -> None:
+    store: Any = _EndsOnceHeard(2)
+    heard = list[str]()
+    tell_failure(store, 0, "a")
+    hear_failures(store, 1, heard)
+    assert heard == ["a"]
