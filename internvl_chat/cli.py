@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from internvl_chat import __version__
-from internvl_chat.errors import InternVLError
+from internvl_chat.errors import InternVLError, nearest
 from internvl_chat.log import hush_libraries
 
 # Command -> (module with add_arguments(parser) and run(args), one line of help).
@@ -50,7 +50,18 @@ def make_parser() -> argparse.ArgumentParser:
     for name, (module, text) in TOOLS.items():
         tool = commands.add_parser(name, help=text, description=text)
         import_module(module).add_arguments(tool)
+        tool.set_defaults(tool=tool)
     return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command; leaves the process with status 2 where they cannot be used."""
+    args, unknown = make_parser().parse_known_args(argv)
+    if unknown:
+        flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
+        legal = [name for action in args.tool._actions for name in action.option_strings]
+        args.tool.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(flag, legal)}")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[:1] == ["train"]:
             return _train(argv[1:], own_process)
-        args = make_parser().parse_args(argv)
+        args = parse(argv)
         module, _ = TOOLS[args.command]
         return import_module(module).run(args) or 0
     except InternVLError as error:

@@ -12,6 +12,7 @@ from internvl_chat.data.faults import Fault, FaultCode
 from internvl_chat.data.formats.table import FORMATS, check_format
 from internvl_chat.data.frames import check_method
 from internvl_chat.data.template import OWN_TEMPLATE, get_template
+from internvl_chat.data.unique import parse_json, parse_yaml
 from internvl_chat.errors import ConfigError, nearest
 
 _MAX_REPEAT = 10_000
@@ -96,25 +97,21 @@ def _read_object(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: the manifest cannot be read ({error.strerror}); check --meta_path") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: the manifest is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    entries = _read_yaml(path, text) if path.suffix.lower() in (".yaml", ".yml") else _read_json(path, text)
+    entries = (
+        parse_yaml(path, text, _mend_twice) if path.suffix.lower() in (".yaml", ".yml") else _read_json(path, text)
+    )
     if not isinstance(entries, dict):
         raise ConfigError(f"{path}: must be one object of data sets, not a {type(entries).__name__}")
     return {str(name): entry for name, entry in entries.items()}
 
 
-def _unique(path: Path, pairs: list[tuple[Hashable, Any]]) -> dict[Hashable, Any]:
-    seen: dict[Hashable, Any] = {}
-    for key, value in pairs:
-        if key in seen:
-            mend = "remove one of them" if key in KEYS else "give each a name of its own"
-            raise ConfigError(f"{path}: {key!r} occurs twice; {mend}")
-        seen[key] = value
-    return seen
+def _mend_twice(key: Hashable) -> str:
+    return "remove one of them" if key in KEYS else "give each a name of its own"
 
 
 def _read_json(path: Path, text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=lambda pairs: _unique(path, pairs))
+        return parse_json(path, text, _mend_twice)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg}); {_json_mend(text, error)}"
@@ -133,29 +130,6 @@ def _json_mend(text: str, error: json.JSONDecodeError) -> str:
     if not text.lstrip().startswith(("{", "[")):
         return "if it is YAML, let its name end with .yaml"
     return "often a comma after the last entry"
-
-
-def _read_yaml(path: Path, text: str) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Refuses a name that occurs twice, of which YAML would keep the last."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-            self.flatten_mapping(node)
-            pairs = [(self.construct_object(k, True), self.construct_object(v, True)) for k, v in node.value]
-            return _unique(path, pairs)
-
-    try:
-        return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error)
-        mend = "indent with spaces, not tabs" if "\\t" in problem else "check indentation, colons and quotes"
-        raise ConfigError(f"{where}: not YAML ({problem}); {mend}") from error
-    except (TypeError, ValueError, RecursionError) as error:  # a list as a name, a date that does not exist
-        raise ConfigError(f"{path}: not a manifest ({error})") from error
 
 
 def _check_entry(path: Path, name: str, entry: Any, problems: list[str]) -> DatasetSpec | None:

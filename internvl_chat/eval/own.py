@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from internvl_chat.data.unique import parse_yaml
 from internvl_chat.errors import ConfigError, first_line, nearest
 from internvl_chat.eval.own_items import FORMATS, GROUNDING, Columns, Source, item_reader, read_source
 from internvl_chat.eval.score.own import METRICS, scorer_of
@@ -77,14 +78,11 @@ def load_task(path: Path) -> Task:
 
 
 def _read(path: Path) -> _Settings:
-    import yaml
-
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({first_line(error)})") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: no YAML ({' '.join(str(error).split())})") from error
+    found = parse_yaml(path, text, lambda key: "remove one of them")
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: keys are expected, as in 'name: my_task'; needed: name, data, metric")
     known = {one.name for one in fields(_Settings)}

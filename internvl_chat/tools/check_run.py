@@ -272,13 +272,13 @@ def look_at_data(look: RunLook, corpus: Corpus | None) -> None:
         return
     _, data, train = look.arguments
     with look.area("eval"):
-        if train.eval_strategy == "no":
-            pass
-        elif corpus is None:
-            benchmarks_of(look.draft, data, train)
-            evaluation_specs(look.specs, data.eval_meta_path, alone=not data.eval_tasks)
-        else:
-            build_evaluation(look.draft, data, train, corpus, look.draft.tokenizer.pad_token_id or 0, look_again=False)
+        if train.eval_strategy != "no":
+            benchmarks = benchmarks_of(look.draft, data, train)
+            if corpus is None:
+                evaluation_specs(look.specs, data.eval_meta_path, alone=not data.eval_tasks)
+            else:
+                pad_id = look.draft.tokenizer.pad_token_id or 0
+                build_evaluation(look.draft, data, train, corpus, pad_id, benchmarks, look_again=False)
     if corpus is not None:
         with look.area("resume"):
             _look_ahead(look, corpus)

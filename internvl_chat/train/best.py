@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,6 @@ class EvaluationTimes(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if args.eval_steps is not None:  # a resumed run would go on with the number in its checkpoint
-            share = args.eval_steps < 1
-            state.eval_steps = math.ceil(state.max_steps * args.eval_steps) if share else int(args.eval_steps)
         if (
             args.load_best_model_at_end
             and args.save_strategy == SaveStrategy.STEPS

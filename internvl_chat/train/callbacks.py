@@ -33,6 +33,15 @@ class TrueEpoch(TrainerCallback):
             control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH
 
 
+class GivenSteps(TrainerCallback):
+    """--logging_steps, --save_steps and --eval_steps as given now: the library goes on with those of the checkpoint."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        state.compute_steps(args, state.max_steps)
+
+
 class NewSchedule(TrainerCallback):
     """A run that goes on with another number of steps: its first step has the learning rate of the new schedule.
 

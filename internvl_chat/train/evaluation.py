@@ -48,14 +48,14 @@ def build_evaluation(
     args: TrainArguments,
     trained: Corpus,
     pad_id: int,
+    benchmarks: Benchmarks | None,
     look_again: bool,
 ) -> Evaluation | None:
-    """What evaluates this run, None without ``--eval_strategy``.
+    """What evaluates this run, None without ``--eval_strategy``. ``benchmarks``: see ``benchmarks_of``.
 
     Raises ConfigError when there is nothing to evaluate on or the metric to choose by is not measured, DataError for
     data that cannot be used, TooManyFaults as for training.
     """
-    benchmarks = benchmarks_of(source, data, args)
     validator = build_validator(source, data, args, trained, pad_id, look_again)
     if args.eval_strategy == IntervalStrategy.NO:
         return None
@@ -65,7 +65,10 @@ def build_evaluation(
 
 
 def benchmarks_of(source: ModelSource | Draft, data: DataArguments, args: TrainArguments) -> Benchmarks | None:
-    """Those of ``--eval_tasks``, if the run evaluates. Raises ConfigError or DataError."""
+    """Those of ``--eval_tasks``, if the run evaluates; quick to tell, so before any data are read for training.
+
+    Raises ConfigError or DataError.
+    """
     if args.eval_strategy == IntervalStrategy.NO:
         return None
     return build_benchmarks(source.config, source.tokenizer, data, args.per_device_eval_batch_size, args.seed)

@@ -25,8 +25,16 @@ from internvl_chat.model.lora import unwrap
 from internvl_chat.model.tune import Tuning, assert_trainable, describe_layers, format_table, trainable_table
 from internvl_chat.train import dist, elastic, setup, state
 from internvl_chat.train.best import EvaluationTimes
-from internvl_chat.train.callbacks import JsonLinesLog, NewSchedule, ShortBar, ShortLines, TrainableText, TrueEpoch
-from internvl_chat.train.evaluation import build_evaluation
+from internvl_chat.train.callbacks import (
+    GivenSteps,
+    JsonLinesLog,
+    NewSchedule,
+    ShortBar,
+    ShortLines,
+    TrainableText,
+    TrueEpoch,
+)
+from internvl_chat.train.evaluation import Evaluation, benchmarks_of, build_evaluation
 from internvl_chat.train.finish import finish
 from internvl_chat.train.held_out import start_ledger
 from internvl_chat.train.nonfinite import forget_after
@@ -69,10 +77,9 @@ def _train(
     tuning = tuning_of(model_args, source.new_token_ids)
     rates = learning_rates(model_args)
     identity = run_identity(source, tuning, rates)
+    trains = what_trains(source.config, model_args, tuning)
     try:
-        trains = what_trains(source.config, model_args, tuning)
-        batches = _prepare_data(source, data_args, args, resume, trains)
-        evaluation = build_evaluation(source, data_args, args, batches.corpus, batches.pad_id, look_again=not resume)
+        batches, evaluation = _prepare_data(source, data_args, args, resume, trains)
     except TooManyFaults as error:
         if dist.rank() == 0:
             Ledger(output_dir / "faults.jsonl").rewrite(error.records)
@@ -131,6 +138,7 @@ def _run(trainer: InternVLTrainer, checkpoint: Path | None) -> None:
 def _add_callbacks(trainer: InternVLTrainer, args: TrainArguments, output_dir: Path) -> None:
     """True epochs, evaluations, logs."""
     table = format_table(trainable_table(cast("nn.Module", trainer.model)))
+    trainer.add_callback(GivenSteps())
     trainer.add_callback(TrueEpoch(trainer.batches.schedule))
     if trainer.evaluation is not None:
         trainer.add_callback(EvaluationTimes(trainer.batches.schedule))
@@ -190,6 +198,22 @@ def _start(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainArg
 
 
 def _prepare_data(
+    source: ModelSource,
+    data: DataArguments,
+    args: TrainArguments,
+    resume: tuple[Path, state.DataState] | None,
+    trains: Trains,
+) -> tuple[MicroBatches, Evaluation | None]:
+    """What the run learns from, and what it measures itself with; benchmarks first, for they are quick to look at."""
+    benchmarks = benchmarks_of(source, data, args)
+    batches = _prepare_batches(source, data, args, resume, trains)
+    evaluation = build_evaluation(
+        source, data, args, batches.corpus, batches.pad_id, benchmarks, look_again=resume is None
+    )
+    return batches, evaluation
+
+
+def _prepare_batches(
     source: ModelSource,
     data: DataArguments,
     args: TrainArguments,

@@ -226,7 +226,7 @@ def test_yaml_reads_as_json_does(folder: Path) -> None:
         ("a: {}\na: {}\n", "'a' occurs twice; give each a name of its own"),
         ("- a\n", "must be one object of data sets, not a list"),
         ("a: !!python/object/apply:os.system ['true']\n", "not YAML (could not determine a constructor"),
-        ("? [x]\n: y\n", "not a manifest (unhashable type"),
+        ("? [x]\n: y\n", "cannot be used (unhashable type"),
     ],
 )
 def test_yaml_that_is_no_manifest_says_why(folder: Path, text: str, says: str) -> None:

@@ -330,7 +330,7 @@ def test_a_description_that_cannot_be_used(home: Path, keys: dict[str, Any], mes
     assert message in str(error.value) and "task.yaml" in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\x00", "5"])
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\x00", "5", "name: a\nname: b\n"])
 def test_a_file_that_is_no_description(home: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"task\.yaml"):
         load_task(described(home, text))

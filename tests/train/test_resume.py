@@ -77,7 +77,7 @@ def test_kill_nine_then_resume_with_other_workers(tiny: Path, mixed_data: Path, 
 
 @pytest.fixture(scope="module")
 def whole(tiny: Path, mixed_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process, packed, six steps, a checkpoint every two."""
+    """One process, packed, nine steps, a checkpoint every two."""
     out = tmp_path_factory.mktemp("whole") / "run"
     run_all([flags(tiny, mixed_data, out, **SHARED, **PACKED)])
     return out
@@ -86,7 +86,11 @@ def whole(tiny: Path, mixed_data: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.slow
 def test_every_checkpoint_resumes_to_the_same_end(whole: Path, tiny: Path, mixed_data: Path, tmp_path: Path) -> None:
     checkpoints = complete_checkpoints(whole)
-    jobs = []
+    other = tmp_path / "other"
+    jobs = [
+        ["copy", str(checkpoints[0]), str(other / checkpoints[0].name)],
+        flags(tiny, mixed_data, other, **{**SHARED, **PACKED, "logging_steps": 4, "save_steps": 3}),
+    ]
     for checkpoint in checkpoints:
         out = tmp_path / checkpoint.name
         jobs += [
@@ -100,6 +104,8 @@ def test_every_checkpoint_resumes_to_the_same_end(whole: Path, tiny: Path, mixed
         assert losses(tmp_path / checkpoint.name) == losses(whole)[step:]
         for name, tensor in weights(whole).items():
             assert torch.equal(tensor, weights(tmp_path / checkpoint.name)[name]), (checkpoint.name, name)
+    assert [record["step"] for record in log_of(other) if "loss" in record] == [4, 8], "as given now"
+    assert names(other) == ["checkpoint-2", "checkpoint-3", "checkpoint-6", "checkpoint-9"]
 
 
 def make_checkpoint(folder: Path, step: int, complete: bool = True) -> Path:

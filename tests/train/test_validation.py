@@ -409,15 +409,14 @@ def test_the_limit_spares_the_newest_and_the_best(
 
 
 def test_a_best_checkpoint_that_is_gone_is_forgotten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    args: Any = Namespace(output_dir=str(tmp_path), eval_steps=0.25, load_best_model_at_end=False)
+    args: Any = Namespace(output_dir=str(tmp_path), load_best_model_at_end=False)
     times = EvaluationTimes(Namespace())  # type: ignore[arg-type]
     state: Any = Namespace(
-        max_steps=10, eval_steps=7, best_global_step=4, best_model_checkpoint="/elsewhere/checkpoint-4", best_metric=0.1
+        max_steps=10, best_global_step=4, best_model_checkpoint="/elsewhere/checkpoint-4", best_metric=0.1
     )
     make_checkpoint(tmp_path, 4)
     times.on_train_begin(args, state, Namespace())  # type: ignore[arg-type]
     assert (state.best_model_checkpoint, state.best_metric) == (str(tmp_path / "checkpoint-4"), 0.1)
-    assert state.eval_steps == 3
     state.best_global_step = 6
     state.best_model_checkpoint = "/elsewhere/checkpoint-6"
     times.on_train_begin(args, state, Namespace())  # type: ignore[arg-type]
