@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from internvl_chat.errors import ConfigError, InternVLError, first_line
-from internvl_chat.eval.task import Answered, Judge
+from internvl_chat.eval.task import Answered, Judge, NoScore
 
 KEY = "OPENAI_API_KEY"
 ADDRESS = "OPENAI_BASE_URL"
@@ -34,10 +34,6 @@ _Outcome = TypeVar("_Outcome")
 
 class JudgeError(InternVLError):
     """The judge does not answer. What it said before is kept."""
-
-
-class NoJudge(InternVLError):
-    """A score that only a judge can give, and there is none, or nothing that it could compare answers with."""
 
 
 class OpenAIJudge:
@@ -178,9 +174,9 @@ def refusal(task_name: str) -> str:
 
 
 def judge_of(run: Answered, task_name: str) -> Judge:
-    """The judge of a run. Raises NoJudge if there is none."""
+    """The judge of a run. Raises NoScore if there is none."""
     if run.judge is None:
-        raise NoJudge(refusal(task_name))
+        raise NoScore(refusal(task_name))
     return run.judge
 
 

@@ -17,10 +17,10 @@ from internvl_chat.constants import BATCH_TOKENS, READERS
 from internvl_chat.data.storage import Medium
 from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.eval.items import media_of, question_of_item
-from internvl_chat.eval.judge import JudgeError, NoJudge
+from internvl_chat.eval.judge import JudgeError
 from internvl_chat.eval.plan import Job
 from internvl_chat.eval.results import MANIFEST, PREDICTIONS, Run, read_answers, versions, write_files, write_result
-from internvl_chat.eval.task import Answered, Item, Judge, Result
+from internvl_chat.eval.task import Answered, Item, Judge, NoScore, Result
 from internvl_chat.infer.answers_file import AnswersFile, Outcome, Words
 from internvl_chat.infer.batch import answers
 from internvl_chat.infer.loaded import Loaded
@@ -157,7 +157,7 @@ def score_answers(job: Job, answers_by_id: Mapping[str, str], model: str, judge:
         return None
     try:
         return job.task.score(answered_of(job, answers_by_id, model, judge))
-    except NoJudge as error:
+    except NoScore as error:
         logger.info("%s: no score (%s)", job.task.name, error)
         return None
 

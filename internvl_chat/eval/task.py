@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from internvl_chat.errors import InternVLError
 from internvl_chat.infer.pictures import Shown
 
 Record = dict[str, Any]
@@ -46,6 +47,10 @@ class Item:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+class NoScore(InternVLError):
+    """What there is does not suffice for a score: golds are missing, or the judge that compares with them. Says why."""
+
+
 class Judge(Protocol):
     """A language model that compares answers. ``model``: its name."""
 
@@ -77,7 +82,8 @@ class Result:
     ``figures``: name -> value in the unit in which it is published, in the order of the table; ``main`` names the one
     that stands for all. ``marks``: of each item the share of the point that it got; None where an item is not marked by
     itself. ``notes``: what a reader should know beside the score -> how often (answers without an option, ...).
-    ``lines``: what the original prints.
+    ``lines``: what the original prints. ``missing``: parts of the public data set that are not there: such a score is
+    a partial one.
     """
 
     figures: Mapping[str, float]
@@ -85,6 +91,7 @@ class Result:
     marks: Sequence[float | None] = ()
     notes: Mapping[str, int] = field(default_factory=dict)
     lines: Sequence[str] = ()
+    missing: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -119,10 +126,11 @@ class Task:
 
     ``layouts``: the first whose files are there is read. ``item``: record -> question. ``score``: None where the golds
     are not public. ``count``: items of the public data set. ``max_tiles``: the limit behind published figures.
-    ``options``: name -> legal values, the first is the default; "" stands for any text.
-    ``judged``: whether ``score`` asks a judge: never; where there is one; always. ``neighbours``: so many items that
-    follow each other are scored together. ``style``: whose prompts and scorer these are, recorded with the score.
-    ``root``: where the data lie whatever the data root is.
+    ``options``: name -> legal values, the first is the default; "" stands for any text. ``score`` raises NoScore.
+    ``judged``: whether it asks a judge: never; where there is one; always. ``neighbours``: so many items that follow
+    each other are scored together. ``style``: whose prompts and scorer these are, recorded with the score. ``root``:
+    where the data lie whatever the data root is. ``needs``: packages of Python without which its files cannot be
+    written.
     """
 
     name: str
@@ -139,4 +147,5 @@ class Task:
     judged: Literal["no", "optional", "needed"] = "no"
     neighbours: int = 1
     root: Path | None = None
+    needs: tuple[str, ...] = ()
     style: Style = "internvl"

@@ -18,10 +18,9 @@ from internvl_chat.config.data import DataArguments
 from internvl_chat.data.tiles import ImageBackend, TileSettings
 from internvl_chat.errors import ConfigError, DataError, InternVLError
 from internvl_chat.eval.items import digest_of, question_of_item
-from internvl_chat.eval.judge import NoJudge
 from internvl_chat.eval.plan import Job, Wishes, plan_job
 from internvl_chat.eval.registry import resolve
-from internvl_chat.eval.task import Answered, Item, Result, Task
+from internvl_chat.eval.task import Answered, Item, NoScore, Result, Task
 from internvl_chat.infer.batch import answers
 from internvl_chat.infer.load import assemble
 from internvl_chat.infer.loaded import Loaded
@@ -182,7 +181,7 @@ def _chosen(task: Task, config: InternVLChatConfig, tiles: TileSettings, data: D
     if task.judged == "optional":
         try:
             chosen.score(["A"] * len(taken))
-        except NoJudge as error:
+        except NoScore as error:
             raise ConfigError(f"--eval_tasks: {task.name} asks another model for its score; {mend}") from error
     return chosen
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from internvl_chat.eval.items import load_items, options_of, question_of_item
-from internvl_chat.eval.judge import NoJudge
 from internvl_chat.eval.registry import resolve
-from internvl_chat.eval.task import Answered, Ask, Item, Judge, OutputFile, Result, Task
+from internvl_chat.eval.task import Answered, Ask, Item, Judge, NoScore, OutputFile, Result, Task
 from internvl_chat.infer.questions import Question
 
 
@@ -57,7 +56,7 @@ def _scored(task: Task, run: Answered) -> Result | None:
         return None
     try:
         return task.score(run)
-    except NoJudge:
+    except NoScore:
         return None
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from internvl_chat.errors import ConfigError, InternVLError
-from internvl_chat.eval.judge import JudgeError, NoJudge, OpenAIJudge, each, judge_of, open_judge, refusal
-from internvl_chat.eval.task import Answered
+from internvl_chat.eval.judge import JudgeError, OpenAIJudge, each, judge_of, open_judge, refusal
+from internvl_chat.eval.task import Answered, NoScore
 
 pytest.importorskip("openai")
 KEY = "sk-secret-4711"
@@ -280,10 +280,10 @@ def test_which_judge_is_opened(serve: Any, tmp_path: Path) -> None:
 def test_without_a_judge() -> None:
     for word in ("mmhal", "OPENAI_API_KEY", "OPENAI_BASE_URL", "--judge MODEL", "--no_judge"):
         assert word in refusal("mmhal")
-    with pytest.raises(NoJudge, match="mmhal is scored by a judge"):
+    with pytest.raises(NoScore, match="mmhal is scored by a judge"):
         judge_of(Answered((), ()), "mmhal")
     assert issubclass(JudgeError, InternVLError)
-    assert issubclass(NoJudge, InternVLError)
+    assert issubclass(NoScore, InternVLError)
 
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,9 @@ from internvl_chat.config.data import DataArguments
 from internvl_chat.config.parse import parse_arguments
 from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.eval.items import question_of_item
-from internvl_chat.eval.judge import NoJudge
 from internvl_chat.eval.plan import Job
 from internvl_chat.eval.registry import tasks
-from internvl_chat.eval.task import Answered, Ask, Item, Result
+from internvl_chat.eval.task import Answered, Ask, Item, NoScore, Result
 from internvl_chat.infer.batch import answers
 from internvl_chat.infer.load import load
 from internvl_chat.model.build import load_config
@@ -315,7 +314,7 @@ def test_a_judge_that_may_be_missing(built: Callable[..., Any], root: Path, monk
 
     def score(run: Answered) -> Result:
         if any(run.answers):
-            raise NoJudge("nobody to compare them")
+            raise NoScore("nobody to compare them")
         return Result({"a": 0.0}, "a")
 
     monkeypatch.setattr(benchmarks, "resolve", lambda names: [replace(telling(), judged="optional")])

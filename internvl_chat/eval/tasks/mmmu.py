@@ -10,12 +10,11 @@ from typing import Any
 
 from internvl_chat.errors import DataError
 from internvl_chat.eval.arrow import read_arrow
-from internvl_chat.eval.judge import NoJudge
 from internvl_chat.eval.score.letters import mcq_letter
 from internvl_chat.eval.score.mmmu import letter_is, open_is, report
 from internvl_chat.eval.score.thought import MAX_NEW_TOKENS, final_answer, thoughtful
 from internvl_chat.eval.sources import field_of, find, picture, read_json, read_records, unpacked
-from internvl_chat.eval.task import Answered, Ask, Item, Layout, OutputFile, Record, Result, Task
+from internvl_chat.eval.task import Answered, Ask, Item, Layout, NoScore, OutputFile, Record, Result, Task
 from internvl_chat.eval.tasks.common import LETTER, LETTERS, SHORT, jsonl_file, option_lines
 from internvl_chat.infer.pictures import Shown
 
@@ -94,7 +93,7 @@ def _cleaned(run: Answered) -> list[str]:
 
 def _score(run: Answered) -> Result:
     if all(item.gold is None for item in run.items):
-        raise NoJudge(
+        raise NoScore(
             f"no score: the answers are not in the data; {_ANSWERS} of https://github.com/MMMU-Benchmark/MMMU"
         )
     answers = _cleaned(run)

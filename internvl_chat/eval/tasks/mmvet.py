@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from internvl_chat.errors import DataError
-from internvl_chat.eval.judge import NoJudge
 from internvl_chat.eval.sources import picture, read_json, read_records, write_records
-from internvl_chat.eval.task import Answered, Ask, Item, Layout, OutputFile, Record, Result, Task
+from internvl_chat.eval.task import Answered, Ask, Item, Layout, NoScore, OutputFile, Record, Result, Task
 from internvl_chat.eval.tasks.common import json_file, one
 from internvl_chat.eval.tasks.tables import TOTAL_TILES
 from internvl_chat.eval.tasks.vlm_judged import mmvet_score
@@ -88,7 +87,7 @@ def _score(name: str, where: str) -> Callable[[Answered], Result]:
         if run.judge is not None:
             lacking = sum(not item.gold or not item.extra["capability"] for item in run.items)
             if lacking:
-                raise NoJudge(
+                raise NoScore(
                     f"{name}: {lacking} questions have no right answer or no capability, which a judge needs; put the "
                     f"release's {where} below the data root"
                 )

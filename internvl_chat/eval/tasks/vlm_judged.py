@@ -25,7 +25,7 @@ def _mmvet_item(record: Record, ask: Ask) -> Item:
 def mmvet_score(run: Answered, name: str, overall: str) -> Result:
     """Marks of the judge for items with a gold, and ``question`` and ``capability`` beside it.
 
-    ``overall``: name of the figure of all questions. Raises NoJudge, and JudgeError if no reply can be read.
+    ``overall``: name of the figure of all questions. Raises NoScore, and JudgeError if no reply can be read.
     """
     judge = judge_of(run, name)
     pairs = list(zip(run.items, run.answers, strict=True))
@@ -69,7 +69,7 @@ def _llava_score(run: Answered) -> Result:
 def reviews(run: Answered, name: str) -> list[Pair | None]:
     """The judge's ratings of items with a reference as gold, and ``context`` and ``question`` beside it.
 
-    Raises NoJudge, and JudgeError if none of its reviews can be read.
+    Raises NoScore, and JudgeError if none of its reviews can be read.
     """
     judge = judge_of(run, name)
     found = each(

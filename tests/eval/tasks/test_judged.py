@@ -10,9 +10,9 @@ import pytest
 
 from internvl_chat.errors import DataError
 from internvl_chat.eval.items import load_items, options_of
-from internvl_chat.eval.judge import JudgeError, NoJudge
+from internvl_chat.eval.judge import JudgeError
 from internvl_chat.eval.registry import keys, tasks
-from internvl_chat.eval.task import Answered, Ask
+from internvl_chat.eval.task import Answered, Ask, NoScore
 from tests.eval.harness import ask, format_cases
 from tests.eval.judges import FakeJudge
 from tests.eval.mini.common import json_file, jsonl, picture
@@ -129,9 +129,9 @@ def test_mmvet_without_right_answers_has_no_score(tmp_path: Path) -> None:
     assert json.loads(found.files["mmvet.json"].content) == {"v1_0": "a", "v1_1": "b"}
     task = tasks()["mmvet"]
     assert task.score is not None
-    with pytest.raises(NoJudge, match=r"mm-vet/mm-vet\.json"):
+    with pytest.raises(NoScore, match=r"mm-vet/mm-vet\.json"):
         task.score(Answered(found.items, ["a", "b"], options_of(task, {}), "m", FakeJudge({})))
-    with pytest.raises(NoJudge, match="OPENAI_API_KEY"):
+    with pytest.raises(NoScore, match="OPENAI_API_KEY"):
         task.score(Answered(found.items, ["a", "b"], options_of(task, {})))
 
 
