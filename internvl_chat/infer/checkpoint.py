@@ -9,8 +9,9 @@ from internvl_chat.errors import CheckpointError
 from internvl_chat.model.adapter import ORIGIN, is_adapter, read_origin
 from internvl_chat.model.build import load_config
 from internvl_chat.model.config import InternVLChatConfig
+from internvl_chat.model.fingerprint import fingerprint
 from internvl_chat.model.hub import find_folder
-from internvl_chat.model.layout import ADAPTER_FILE, fingerprint
+from internvl_chat.model.layout import ADAPTER_FILE
 
 # Files of a folder beside its weights that change what it answers: how text becomes ids, when an answer ends.
 _SMALL_FILES = (

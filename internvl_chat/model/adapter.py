@@ -9,8 +9,9 @@ from typing import Any
 
 from internvl_chat.errors import CheckpointError
 from internvl_chat.log import get_logger
+from internvl_chat.model.fingerprint import fingerprint
 from internvl_chat.model.hub import find_folder
-from internvl_chat.model.layout import ADAPTER_FILE, fingerprint
+from internvl_chat.model.layout import ADAPTER_FILE
 
 log = get_logger(__name__)
 

@@ -15,10 +15,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from internvl_chat.errors import CheckpointError, ConfigError
 from internvl_chat.model.build import read_config_file
 from internvl_chat.model.config import InternVisionConfig, InternVLChatConfig
+from internvl_chat.model.fingerprint import fingerprint
 from internvl_chat.model.layout import (
     Shapes,
     expected_shapes,
-    fingerprint,
     head_of,
     is_hf_native,
     read_bin,

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -33,7 +32,6 @@ SINGLES = ("model.safetensors", "pytorch_model.bin")
 # Buffers that old releases carry and that are computed here.
 _IGNORED = "rotary_emb.inv_freq"
 _SHOWN = 4
-_SAMPLES, _SAMPLE_BYTES = 64, 2**14
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -176,23 +174,6 @@ def _torch_load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # the old file format cannot be mapped
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def fingerprint(path: Path) -> str:
-    """Hash that tells weights apart: of a folder's weight files or of one file, by size and samples of their bytes.
-
-    Copies have the same, wherever and whenever they were made. Raises CheckpointError if files are missing.
-    """
-    files = [path] if path.is_file() else [path / name for name in sorted(weight_files(path))]
-    found = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        found.update(f"{size};".encode())
-        with file.open("rb") as stream:
-            for part in range(_SAMPLES):
-                stream.seek(max(0, size - _SAMPLE_BYTES) * part // (_SAMPLES - 1))
-                found.update(stream.read(_SAMPLE_BYTES))
-    return found.hexdigest()[:16]
 
 
 def check_shapes(folder: Path, stored: Mapping[str, StoredTensor], config: InternVLChatConfig, flavour: str) -> None:

@@ -319,7 +319,7 @@ def _look_ahead(look: RunLook, corpus: Corpus) -> None:
 
 
 def _identity(draft: Draft, model: Any, train: Any) -> dict[str, Any]:
-    from internvl_chat.model.layout import fingerprint
+    from internvl_chat.model.fingerprint import fingerprint
     from internvl_chat.train.source import ModelSource, built_folder, learning_rates, run_identity, tuning_of
 
     tuning = tuning_of(model, draft.new_token_ids)

@@ -25,9 +25,9 @@ from internvl_chat.model.bits import bits_config, bits_problem
 from internvl_chat.model.build import config_of, load_config, load_model
 from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.model.draft import Parts, check_image_size, draft
+from internvl_chat.model.fingerprint import fingerprint
 from internvl_chat.model.flops import Trains, trains_by_flags
 from internvl_chat.model.hub import find_folder
-from internvl_chat.model.layout import fingerprint
 from internvl_chat.model.lora import LoraOptions
 from internvl_chat.model.parts import added_tokens, assemble, read_new_tokens
 from internvl_chat.model.tokenizer import load_tokenizer

@@ -15,7 +15,8 @@ from transformers import AutoModelForImageTextToText
 from internvl_chat.errors import CheckpointError
 from internvl_chat.model.adapter import Origin
 from internvl_chat.model.build import load_model
-from internvl_chat.model.layout import fingerprint, original_tensors
+from internvl_chat.model.fingerprint import fingerprint
+from internvl_chat.model.layout import original_tensors
 from internvl_chat.model.lora import LoraOptions, save_adapter
 from internvl_chat.model.merge import load_merged, load_unwrapped
 from internvl_chat.model.save import save_hf_folder, save_model_folder
