@@ -60,13 +60,14 @@ class OpenAIJudge:
             import openai
         except ImportError as error:
             raise ConfigError("a judge needs the openai package; pip install 'internvl_chat[eval]'") from error
-        self.model = model
+        self._model = model
         self._openai = openai
         self._key = (api_key or "").strip() or _NO_KEY
         # The client's own tries would multiply with ours.
         self._client = openai.OpenAI(api_key=self._key, base_url=base_url, timeout=timeout, max_retries=0)
         # An address may hold a password.
         self._where = _USER.sub("//", str(self._client.base_url)).partition("?")[0]
+        self.name = f"{model} at {self._where}"
         self._tries = max(tries, 1)
         self._pause = pause
         self._cache = cache
@@ -76,7 +77,7 @@ class OpenAIJudge:
 
     def ask(self, text: str, *, system: str | None = None, temperature: float = 0.0, max_tokens: int = 1024) -> str:
         """Its reply. Raises JudgeError when it cannot be had."""
-        key = _key_of(self.model, system, text, temperature, max_tokens)
+        key = _key_of(self._where, self._model, system, text, temperature, max_tokens)
         with self._lock:
             if key in self._replies:
                 return self._replies[key]
@@ -86,7 +87,7 @@ class OpenAIJudge:
         if reply:  # an empty one may be a passing whim of the server
             with self._lock:
                 self._replies[key] = reply
-                _append(self._cache, {"key": key, "model": self.model, "reply": reply})
+                _append(self._cache, {"key": key, "judge": self.name, "reply": reply, "sum": _sum_of(key, reply)})
         return reply
 
     def _persist(self, messages: list[Any], temperature: float, max_tokens: int) -> str:
@@ -115,7 +116,7 @@ class OpenAIJudge:
                 settings["max_completion_tokens"] = max_tokens + _THOUGHT
             settings = {name: value for name, value in settings.items() if name not in refused}
             try:
-                return self._client.chat.completions.create(model=self.model, messages=messages, **settings)
+                return self._client.chat.completions.create(model=self._model, messages=messages, **settings)
             except self._openai.BadRequestError as error:
                 named = {name for name in _REFUSABLE if f"'{name}'" in str(error) and name in settings}
                 if not named:
@@ -132,7 +133,7 @@ class OpenAIJudge:
         return content if isinstance(content, str) else ""
 
     def _name(self) -> str:
-        return f"judge {self.model} at {self._where}"
+        return f"judge {self.name}"
 
     def _said(self, error: Exception) -> str:
         """What went wrong, without the key: servers quote some of it, libraries all."""
@@ -190,13 +191,45 @@ def each(action: Callable[[_Subject], _Outcome], subjects: Sequence[_Subject]) -
             raise
 
 
-def _key_of(model: str, system: str | None, text: str, temperature: float, max_tokens: int) -> str:
-    asked = json.dumps([model, system, text, float(temperature), int(max_tokens)])
+class Overheard:
+    """A judge of whom it is noted whether he ever says anything; threads may share one."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.name = judge.name
+        self._judge, self._lock = judge, threading.Lock()
+        self._asked = self._silent = 0
+
+    def ask(self, text: str, *, system: str | None = None, temperature: float = 0.0, max_tokens: int = 1024) -> str:
+        """Its reply. Raises JudgeError when it cannot be had."""
+        reply = self._judge.ask(text, system=system, temperature=temperature, max_tokens=max_tokens)
+        with self._lock:
+            self._asked += 1
+            self._silent += not reply.strip()
+        return reply
+
+    def check(self, task_name: str) -> None:
+        """Raise JudgeError if all replies were empty: what it was to decide is no zero."""
+        if self._asked and self._silent == self._asked:
+            raise JudgeError(
+                f"{task_name}: all {self._asked} replies of {self.name} are empty (a model that thinks first may not "
+                "come to its reply); take another judge"
+            )
+
+
+def _key_of(where: str, model: str, system: str | None, text: str, temperature: float, max_tokens: int) -> str:
+    asked = json.dumps([where, model, system, text, float(temperature), int(max_tokens)])
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
+def _sum_of(key: str, reply: str) -> str:
+    return hashlib.sha256(f"{key}{reply}".encode(errors="surrogatepass")).hexdigest()[:16]
+
+
 def _read_cache(path: Path) -> dict[str, str]:
-    """Replies by key; lines that a kill cut short are left out. Raises ConfigError for a file that cannot be read."""
+    """Replies by key; damaged lines are left out, so that they are asked again.
+
+    Raises ConfigError for a file that cannot be read.
+    """
     replies: dict[str, str] = {}
     try:
         content = path.read_bytes() if path.exists() else b""
@@ -205,18 +238,23 @@ def _read_cache(path: Path) -> dict[str, str]:
     for line in content.split(b"\n"):
         try:
             record = json.loads(line)
-            replies[str(record["key"])] = str(record["reply"])
+            key, reply = str(record["key"]), str(record["reply"])
+            if record["sum"] == _sum_of(key, reply):
+                replies[key] = reply
         except (ValueError, KeyError, TypeError):
             continue
     return replies
 
 
 def _append(path: Path, record: Mapping[str, str]) -> None:
-    """One line in one write, behind whatever another process or a kill has left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+", buffering=0) as file:
-        end = file.seek(0, 2)
-        if end:
-            file.seek(end - 1)
-        whole = not end or file.read(1) == b"\n"
-        file.write((b"" if whole else b"\n") + json.dumps(record).encode() + b"\n")
+    """One line in one write, behind whatever another process or a kill has left. Raises JudgeError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+", buffering=0) as file:
+            end = file.seek(0, 2)
+            if end:
+                file.seek(end - 1)
+            whole = not end or file.read(1) == b"\n"
+            file.write((b"" if whole else b"\n") + json.dumps(record).encode() + b"\n")
+    except OSError as error:  # a reply that is not kept would have to be paid for again
+        raise JudgeError(f"{path} cannot be written ({first_line(error)}); it keeps the judge's replies") from error

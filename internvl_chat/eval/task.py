@@ -52,9 +52,9 @@ class NoScore(InternVLError):
 
 
 class Judge(Protocol):
-    """A language model that compares answers. ``model``: its name."""
+    """A language model that compares answers. ``name``: its own, and its address."""
 
-    model: str
+    name: str
 
     def ask(self, text: str, *, system: str | None = None, temperature: float = 0.0, max_tokens: int = 1024) -> str:
         """Its reply. Raises JudgeError when it cannot be had."""

@@ -60,13 +60,23 @@ class Chosen:
         try:
             return self.task.score(Answered(self.items, texts, self.job.ask.options))
         except _STUMBLES as error:
+            part = len(self.items) < len(self.job.items)
             raise DataError(
-                f"--eval_tasks: {self.task.name} cannot be scored on {self.said} "
-                f"({type(error).__name__}: {error}); raise --eval_task_items (0: all), or leave it out"
+                f"--eval_tasks: {self.task.name} cannot be scored on {self.said} ({type(error).__name__}: {error}); "
+                + "raise --eval_task_items (0: all), or leave it out" * part
+                + "leave it out" * (not part)
             ) from error
 
-    def metrics(self, result: Result) -> dict[str, float]:
-        """``eval_TASK/FIGURE`` -> figure, those that are numbers: NaN is no JSON."""
+    def metrics(self, texts: Sequence[str]) -> dict[str, float]:
+        """``eval_TASK/FIGURE`` -> figure, those that are numbers: NaN is no JSON.
+
+        None where the scorer stumbles over an answer, which is said: a run must not end because of it.
+        """
+        try:
+            result = self.score(texts)
+        except DataError as error:
+            log.error("%s: no figures at this evaluation", error)
+            return {}
         found = {f"eval_{self.task.name}/{name}": float(figure) for name, figure in result.figures.items()}
         return {name: figure for name, figure in found.items() if math.isfinite(figure)}
 
@@ -95,7 +105,7 @@ class Benchmarks:
         for one in self.chosen:
             texts, failed = self._answers(loaded, one, together)
             failures += failed
-            metrics |= dist.decide_on_main(lambda one=one, texts=texts: one.metrics(one.score(texts)))  # type: ignore[misc]
+            metrics |= dist.decide_on_main(lambda one=one, texts=texts: one.metrics(texts))  # type: ignore[misc]
         seconds = round(time.perf_counter() - started, 3)
         return {**metrics, "eval_tasks_failed": float(failures), "eval_tasks_seconds": seconds}
 
@@ -178,11 +188,11 @@ def _chosen(task: Task, config: InternVLChatConfig, tiles: TileSettings, data: D
     if problems:
         raise DataError("\n".join(problems))
     chosen = Chosen(job, taken, questions)
-    if task.judged == "optional":
-        try:
-            chosen.score(["A"] * len(taken))
-        except NoScore as error:
-            raise ConfigError(f"--eval_tasks: {task.name} asks another model for its score; {mend}") from error
+    try:
+        chosen.score(["A"] * len(taken))
+    except NoScore as error:
+        why = "asks another model for its score" if task.judged == "optional" else f"has no score here ({error})"
+        raise ConfigError(f"--eval_tasks: {task.name} {why}; {mend}") from error
     return chosen
 
 

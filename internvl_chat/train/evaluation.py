@@ -76,9 +76,14 @@ def benchmarks_of(source: ModelSource | Draft, data: DataArguments, args: TrainA
 
 def check_metric(wanted: str | None, measured: Sequence[str]) -> None:
     """Raise ConfigError if the metric to choose the best checkpoint by is not measured."""
-    if wanted is None or f"eval_{wanted.removeprefix('eval_')}" in measured:
+    if wanted is None or key_of(wanted) in measured:
         return
     raise ConfigError(
         f"--metric_for_best_model {wanted}: is not measured; measured are {', '.join(measured)}"
-        + nearest(f"eval_{wanted.removeprefix('eval_')}", measured)
+        + nearest(key_of(wanted), measured)
     )
+
+
+def key_of(metric: str) -> str:
+    """A metric's key among those of an evaluation; the library lets ``eval_`` be left out."""
+    return f"eval_{metric.removeprefix('eval_')}"

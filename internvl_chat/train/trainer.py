@@ -33,7 +33,7 @@ from internvl_chat.model.lora import load_trained, save_adapter, unwrap
 from internvl_chat.model.token_rows import folded_state, token_row_ids
 from internvl_chat.train import dist
 from internvl_chat.train.best import load_best
-from internvl_chat.train.evaluation import Evaluation
+from internvl_chat.train.evaluation import Evaluation, key_of
 from internvl_chat.train.inputs import MicroBatch, make_micro_batch, send
 from internvl_chat.train.metrics import COLUMNS, Meter, step_counts
 from internvl_chat.train.nonfinite import StepGuard, check_deepspeed, ledger_path, poison
@@ -234,6 +234,10 @@ class InternVLTrainer(Trainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         # A step that is not saved cannot be the best checkpoint, nor hide one that is worse but there.
         kept = self.args.save_strategy == SaveStrategy.BEST or self.control.should_save
+        wanted = self.args.metric_for_best_model
+        if wanted is not None and key_of(wanted) not in metrics:
+            log.warning("--metric_for_best_model %s: no figure at this evaluation, so it cannot be the best", wanted)
+            return False
         return kept and super()._determine_best_metric(metrics, trial)
 
     def _load_best_model(self) -> None:

@@ -15,7 +15,7 @@ class FakeJudge:
     """
 
     replies: Mapping[str, str | Sequence[str]]
-    model: str = "fake"
+    name: str = "fake"
     asked: list[tuple[str, float]] = field(default_factory=list)
     systems: list[str | None] = field(default_factory=list)
     used: dict[str, int] = field(default_factory=dict)

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from internvl_chat.errors import ConfigError, InternVLError
-from internvl_chat.eval.judge import JudgeError, OpenAIJudge, each, judge_of, open_judge, refusal
+from internvl_chat.eval.judge import JudgeError, OpenAIJudge, Overheard, each, judge_of, open_judge, refusal
 from internvl_chat.eval.task import Answered, NoScore
+from tests.eval.judges import FakeJudge
 
 pytest.importorskip("openai")
 KEY = "sk-secret-4711"
@@ -272,7 +273,7 @@ def test_which_judge_is_opened(serve: Any, tmp_path: Path) -> None:
     server = serve((200, completion("x")))
     found = open_judge("m", cache, {"OPENAI_BASE_URL": server.address})
     assert found is not None
-    assert found.model == "m"
+    assert found.name.startswith("m at http")
     assert found.ask("Q") == "x"
     assert server.keys == ["Bearer none"]
 
@@ -295,3 +296,36 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_cache_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="judge's replies"):
         OpenAIJudge("m", "http://127.0.0.1:9/v1", KEY, cache=tmp_path)
+
+
+def test_another_server_is_another_judge(serve: Any, tmp_path: Path) -> None:
+    """Servers of one's own often call whatever they serve by the same name."""
+    first, second = serve((200, completion("0.5"))), serve((200, completion("1.0")))
+    assert judge(first, tmp_path / "cache.jsonl").ask("Q") == "0.5"
+    assert judge(second, tmp_path / "cache.jsonl").ask("Q") == "1.0"
+
+
+def test_a_kept_reply_that_has_changed_is_asked_for_again(serve: Any, tmp_path: Path) -> None:
+    server, cache = serve((200, completion("0.5"))), tmp_path / "cache.jsonl"
+    judge(server, cache).ask("Q")
+    cache.write_text(cache.read_text().replace("0.5", "0.9"))
+    assert judge(server, cache).ask("Q") == "0.5"
+    assert len(server.seen) == 2
+
+
+def test_replies_that_cannot_be_kept(serve: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    client = judge(serve((200, completion("0.5"))), tmp_path / "file" / "cache.jsonl")
+    with pytest.raises((JudgeError, ConfigError), match="keeps the judge's replies"):
+        client.ask("Q")
+
+
+def test_silence_is_no_judgement() -> None:
+    said = Overheard(FakeJudge({"1": "", "2": "yes"}))
+    assert [said.ask("1"), said.ask("2")] == ["", "yes"]
+    said.check("mine")
+    silent = Overheard(FakeJudge({"": ["", " \n"]}))
+    silent.check("mine")
+    assert [silent.ask("1"), silent.ask("2")] == ["", " \n"]
+    with pytest.raises(JudgeError, match="mine: all 2 replies of fake are empty"):
+        silent.check("mine")

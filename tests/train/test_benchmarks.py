@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.trainer_utils import SaveStrategy
 
 from internvl_chat import cli
 from internvl_chat.config.data import DataArguments
@@ -28,6 +29,7 @@ from internvl_chat.model.tokenizer import load_tokenizer
 from internvl_chat.train import benchmarks
 from internvl_chat.train import main as training
 from internvl_chat.train.benchmarks import Benchmarks, build_benchmarks, choose
+from internvl_chat.train.trainer import InternVLTrainer
 from tests.eval.mini import writers
 from tests.eval.mini.common import jsonl, picture
 from tests.train.asked import ACCURACY, TOLD, items_of, telling
@@ -322,6 +324,42 @@ def test_a_judge_that_may_be_missing(built: Callable[..., Any], root: Path, monk
     monkeypatch.setattr(benchmarks, "resolve", lambda names: [replace(telling(), judged="optional", score=score)])
     with pytest.raises(ConfigError, match="sqa_test asks another model for its score; take it out"):
         built(eval_data_root=str(root))
+
+
+def test_golds_that_are_missing(built: Callable[..., Any], root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(run: Answered) -> Result:
+        raise NoScore("the answers are not in the data")
+
+    monkeypatch.setattr(benchmarks, "resolve", lambda names: [replace(telling(), score=score)])
+    with pytest.raises(ConfigError, match=r"sqa_test has no score here \(the answers are not in the data\); take it"):
+        built(eval_data_root=str(root))
+
+
+def test_a_scorer_that_stumbles_does_not_end_the_run(
+    built: Callable[..., Any], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(run: Answered) -> Result:
+        if "odd" in run.answers:
+            raise ValueError("what is this")
+        return Result({"a": 1.0}, "a")
+
+    monkeypatch.setattr(benchmarks, "resolve", lambda names: [replace(telling(), score=score)])
+    said: list[str] = []
+    monkeypatch.setattr("internvl_chat.train.benchmarks.log.error", lambda text, *values: said.append(text % values))
+    (chosen,) = built(eval_data_root=str(root)).chosen
+    texts = [""] * len(chosen.items)
+    assert chosen.metrics(texts) == {"eval_sqa_test/a": 1.0}
+    assert chosen.metrics(["odd", *texts[1:]]) == {}
+    assert "sqa_test cannot be scored" in said[0] and "what is this" in said[0]
+
+
+def test_an_evaluation_without_the_figure_is_not_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("internvl_chat.train.trainer.log.warning", lambda text, *values: said.append(text % values))
+    args = Namespace(metric_for_best_model="sqa_test/a", save_strategy=SaveStrategy.BEST)
+    trainer: Any = Namespace(args=args, control=Namespace(should_save=True))
+    assert not InternVLTrainer._determine_best_metric(trainer, {"eval_other": 1.0}, None)
+    assert said == ["--metric_for_best_model sqa_test/a: no figure at this evaluation, so it cannot be the best"]
 
 
 @pytest.mark.parametrize("name", ["mme", "MMVP"])

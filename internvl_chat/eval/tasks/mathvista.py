@@ -82,7 +82,7 @@ def _score(run: Answered) -> Result:
             "values that only a judge could take from answers, hence wrong": sum(one.text is None for one in found)
         }
     else:
-        notes = {"values that the judge took from answers": sum(one.judged for one in found)}
+        notes = {"values that the judge took from answers": sum(one.judged and bool(one.text) for one in found)}
     return Result(figures, "average", marks, notes, [line])
 
 

@@ -35,7 +35,7 @@ def mmvet_score(run: Answered, name: str, overall: str) -> Result:
     )
     asked = sum(bool(answer.strip()) for answer in run.answers)
     if asked and found.count(None) == asked:
-        raise JudgeError(f"{name}: none of {asked} replies of {judge.model} is a mark from 0 to 1; take another judge")
+        raise JudgeError(f"{name}: none of {asked} replies of {judge.name} is a mark from 0 to 1; take another judge")
     marks = [mark or 0.0 for mark in found]
     rows = [(item.extra["capability"], mark) for item, mark in zip(run.items, marks, strict=True)]
     figures = mmvet_figures(rows, run.options, overall)
@@ -78,7 +78,7 @@ def reviews(run: Answered, name: str) -> list[Pair | None]:
     )
     if all(pair is None for pair in found):
         raise JudgeError(
-            f"{name}: no review of {judge.model} begins with two numbers as it was asked to; take another judge"
+            f"{name}: no review of {judge.name} begins with two numbers as it was asked to; take another judge"
         )
     return found
 

@@ -45,13 +45,17 @@ def _score(run: Answered) -> Result:
         float(bool(found) and vlm_right(found, item.extra, lists))
         for item, found in zip(run.items, values, strict=True)
     ]
-    undecided = sum(found is None for found in prefetched)
-    told = "values that the judge took from answers" if judge else "undecided, hence wrong (exact matching)"
+    undecided = [found is None for found in prefetched]
+    if judge is None:
+        notes = {"undecided, hence wrong (exact matching)": sum(undecided)}
+    else:
+        took = sum(one and bool(text) for one, text in zip(undecided, values, strict=True))
+        notes = {"values that the judge took from answers": took}
     rows = _table(run.items, [found is not None for found in prefetched], marks)
     figures = {name: row[-1] for name, row in rows.items()}
     figures |= {"prefetch": rows[_OVERALL][1], "prefetch rate": rows[_OVERALL][3]}
     lines = [" ".join(("Task&Skill", *_COLUMNS)), *(" ".join((name, *map(str, row))) for name, row in rows.items())]
-    return Result(figures, _OVERALL, marks, {told: undecided}, lines)
+    return Result(figures, _OVERALL, marks, notes, lines)
 
 
 def _table(
