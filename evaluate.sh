@@ -5,7 +5,7 @@
 #
 # KEY: of `internvl eval --list`; further keys and options go to `internvl eval`. One process for each of GPUS cards, as
 # many as are there; one process without a card, for LAUNCHER=python, and for --auto, which spreads the model over all
-# cards. LAUNCHER=print shows the command, LAUNCHER=srun (with PARTITION) runs it through SLURM. Needs nothing but sh.
+# cards. LAUNCHER=print shows the command; PARTITION=NAME, or LAUNCHER=srun, runs it through SLURM. Needs nothing but sh.
 # shellcheck disable=SC2034,SC2154 # names that shell/lib uses, and sets
 ROOT=$(readlink -f -- "$0") && ROOT=${ROOT%/*} && . "$ROOT/shell/lib/run.sh"
 
@@ -66,8 +66,7 @@ case ${2:-} in '' | -*) die "$1: a key comes second, e.g. vqa-textvqa-val:$newli
 ! is_on "${SUBMIT:-}" || die "SUBMIT=1 is for training; sbatch --wrap 'sh evaluate.sh ...' makes a job of an evaluation"
 
 NAME=evaluate
-[ -z "${PARTITION:-}" ] || [ "${LAUNCHER:-}" != print ] || SHOWN=srun
-settle_launcher "${SHOWN:-torchrun}"
+settle_launcher torchrun
 settle_python
 need_python
 settle_processes "$@"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from internvl_chat.cli import main
-from internvl_chat.config.parse import argument_defaults
+from internvl_chat.config.parse import argument_defaults, parse_arguments
 from tests.conftest import ROOT
 from tests.train import warm
 from tests.train.runs import environment
@@ -96,6 +96,17 @@ def test_every_flag_in_the_table_exists_and_its_default_is_right() -> None:
             assert flag in defaults, flag
             if default in ("True", "False", "0.01", "8192", "token", "auto", "torch"):
                 assert str(defaults[flag]) == default, flag
+
+
+def test_the_command_without_a_script_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"Without a script:\n\n```sh\n(.*?)```", README, re.S)
+    words = shlex.split(block.replace("\\\n", " "))
+    assert words[:4] == ["torchrun", "--nproc_per_node=8", "-m", "internvl_chat.train"]
+    monkeypatch.chdir(tmp_path)
+    Path("data.json").write_text("{}")
+    model, data, training, _ = parse_arguments(words[4:])
+    assert model.model_name_or_path == "pretrained/InternVL2_5-1B"
+    assert data.use_packed_ds and training.output_dir == "work_dirs/mine"
 
 
 def test_links_lead_somewhere() -> None:

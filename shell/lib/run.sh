@@ -12,7 +12,9 @@ set -eu
 # shellcheck source=settings.sh
 . "$ROOT/shell/lib/settings.sh"
 
+# What the user has set, before a script sets defaults.
 [ "${LAUNCHER:-}" != python ] || : "${GPUS:=1}" # one process, whatever the script is made for
+FOR_SLURM=$(only_for_slurm)
 
 defaults() { # NAME=VALUE...
   for pair; do
@@ -31,12 +33,13 @@ model() { # NAME
 launch() { # LAUNCHER RECIPE [FLAG VALUE]...
   SCRIPT=$(readlink -f -- "$0")
   NAME=$(basename -- "$SCRIPT" .sh)
+  help_if_asked "$@"
   settle_launcher "$1"
   recipe=$(recipe_words "$ROOT/shell/recipes/$2.args")
   shift 2
   settle_numbers
   settle_nodes
-  settle_batch "$recipe" "$@"
+  settle_batch "$@"
   settle_python
   OUTPUT_DIR=$(last_value output_dir "$OUTPUT_DIR" "$@")
   SUMMARY=$(summary "$@")
@@ -52,10 +55,22 @@ launch() { # LAUNCHER RECIPE [FLAG VALUE]...
   fi
 }
 
+help_if_asked() { # WORD...: what the script's header says, and where the rest is, if a word asks for help
+  for word; do
+    case $word in
+    -h | --help)
+      sed -n -e '1d' -e '/^# /!q' -e 's/^# //p' -- "$SCRIPT"
+      printf 'variables: docs/launch.md; flags: internvl train --help\n'
+      exit
+      ;;
+    esac
+  done
+}
+
 with_flags() { # NEXT RECIPE WORD...: calls NEXT with all flags: of the recipe, of the batch, of script and user
   next=$1 recipe=$2
   shift 2
-  recipe=$(without_repeats "$recipe" --output_dir --per_device_train_batch_size --gradient_accumulation_steps "$@")
+  recipe=$(without_repeats "$recipe" "$@")
   with_lines "$next" "$recipe" --output_dir "$OUTPUT_DIR" --per_device_train_batch_size "$PER_DEVICE" \
     --gradient_accumulation_steps "$ACCUMULATION" "$@"
 }
@@ -165,7 +180,12 @@ need() { # PROGRAM MEND
 }
 
 need_python() {
-  need "$PYTHON" "activate the environment of the project, or set PYTHON to the python of it"
+  mend='activate the environment (. .venv/bin/activate), or set PYTHON='
+  need "$PYTHON" "$mend"
+  case ${SRUN_ARGS:-} in *--container-*) return ;; esac # which has a python of its own
+  [ -n "$PRINT" ] ||
+    "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(None in map(u.find_spec, ("torch", "transformers")))' ||
+    die "$PYTHON has no torch or no transformers: $mend"
 }
 
 python_path() {

@@ -1,8 +1,15 @@
 # Sourced by run.sh: what is asked for, made whole and checked. Numbers that do not fit are refused, with those that do.
 # shellcheck shell=sh disable=SC2034,SC2154 # names that both files use
 
+only_for_slurm() { # those of the variables for SLURM alone that are set, in words
+  [ -z "${INTERNVL_NODE:-}" ] || return 0 # srun, which started this task, has had them
+  given="${PARTITION:+, PARTITION}${QUOTA_TYPE:+, QUOTA_TYPE}${SRUN_ARGS:+, SRUN_ARGS}"
+  printf '%s\n' "${given#, }"
+}
+
 settle_launcher() { # DEFAULT: sets LAUNCHER, and PRINT if the command is only to be shown
   PRINT=
+  [ -z "$FOR_SLURM" ] || set -- srun
   case ${LAUNCHER:=$1} in
   srun | slurm) LAUNCHER=srun ;;
   torchrun | pytorch) LAUNCHER=torchrun ;;
@@ -14,6 +21,8 @@ settle_launcher() { # DEFAULT: sets LAUNCHER, and PRINT if the command is only t
     die "SUBMIT=1: mpirun gets no warning before the time is up; set LAUNCHER=srun or LAUNCHER=torchrun"
   fi
   [ -z "${INTERNVL_BATCH:-}" ] || [ "$LAUNCHER" != python ] || LAUNCHER=srun # only a step is warned by SLURM
+  [ -z "$FOR_SLURM" ] || [ "$LAUNCHER" = srun ] || on_slurm ||
+    die "LAUNCHER=$LAUNCHER would ignore $FOR_SLURM: leave out LAUNCHER to use SLURM, or unset them to do without"
 }
 
 settle_numbers() {
@@ -47,13 +56,12 @@ settle_nodes() { # sets NODES, and GPUS_PER_NODE to what a node really gives
       "$GPUS_PER_NODE"), or GPUS_PER_NODE=$(largest_divisor "$GPUS" "$GPUS_PER_NODE")"
 }
 
-settle_batch() { # RECIPE WORD...: sets PER_DEVICE and ACCUMULATION
-  PER_DEVICE=${PER_DEVICE_BATCH_SIZE:-$(with_lines last_value "per_device_train_batch_size${newline}1$newline$1")}
-  ACCUMULATION=$(with_lines last_value "gradient_accumulation_steps${newline}1$newline$1")
-  shift
-  own=$(last_value gradient_accumulation_steps '' "$@")
-  [ -z "${BATCH_SIZE:-}" ] || [ -n "$own" ] || divide_batch $((GPUS * PER_DEVICE))
-  ACCUMULATION=${own:-$ACCUMULATION}
+settle_batch() { # WORD...: sets PER_DEVICE and ACCUMULATION
+  PER_DEVICE=${PER_DEVICE_BATCH_SIZE:-1}
+  ACCUMULATION=$(last_value gradient_accumulation_steps '' "$@")
+  [ -n "${BATCH_SIZE:-}$ACCUMULATION" ] ||
+    die "BATCH_SIZE is not set: it is the number of samples, or packs, of an optimizer step, e.g. BATCH_SIZE=128"
+  [ -n "$ACCUMULATION" ] || divide_batch $((GPUS * PER_DEVICE))
   PER_DEVICE=$(last_value per_device_train_batch_size "$PER_DEVICE" "$@")
   require_numbers "--per_device_train_batch_size=$PER_DEVICE" "--gradient_accumulation_steps=$ACCUMULATION"
 }

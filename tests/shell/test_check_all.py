@@ -14,8 +14,8 @@ from tests.train.runs import weights
 from tests.train.test_parts_runs import make_llm
 
 pytestmark = pytest.mark.slow
-# Prints how it is called, words ended by NUL.
-PYTHON = "#!/bin/sh\nprintf '%s\\0' \"$@\"\n"
+# Prints how it is called, words ended by NUL; has every package that it is asked for.
+PYTHON = '#!/bin/sh\n[ "$1" = -c ] || printf \'%s\\0\' "$@"\n'
 
 
 @pytest.fixture(scope="module")

@@ -172,12 +172,9 @@ def test_a_process_for_each_card_that_is_there(
 
 @each_shell
 def test_cards_of_other_makers_are_counted_by_torch(shell: list[str], script: Path, bench: Bench) -> None:
-    done = bench.run(shell, script, "ckpt", "mme", env={"FAKE_SAYS_python": "nonsense"})
+    done = bench.run(shell, script, "ckpt", "mme", env={"FAKE_ANSWER_python": "nonsense"})
     assert "1 process on the CPU" in done.stderr
-    count = bench.programs / "counting"
-    count.write_text(f'#!/bin/sh\n[ "$1" = -c ] && echo 3 || exec "{bench.programs}/python" "$@"\n')
-    count.chmod(0o755)
-    done = bench.run(shell, script, "ckpt", "mme", env={"PYTHON": count})
+    done = bench.run(shell, script, "ckpt", "mme", env={"FAKE_ANSWER_python": "3"})
     assert "a process on each of 3 GPUs (GPUS=8" in done.stderr
 
 
@@ -214,6 +211,8 @@ def test_through_slurm(shell: list[str], script: Path, bench: Bench) -> None:
     ]  # fmt: skip
     shown = bench.run(shell, script, "ckpt", "mme", env={**env, "LAUNCHER": "print"}).stdout
     assert pasted(shown)[-len(words) :] == words
+    bench.run(shell, script, "ckpt", "mme", env={name: value for name, value in env.items() if name != "LAUNCHER"})
+    assert bench.calls("srun")[-1].argv == words, "PARTITION means srun"
     bench.run(shell, script, "ckpt", "mme", "--auto", env={**env, "GPUS": 4})
     last = bench.calls("srun")[-1].argv
     assert {"--gres=gpu:4", "--ntasks=1", "--nodes=1"} <= set(last)
@@ -247,6 +246,8 @@ def test_help_and_numbers_that_are_none(shell: list[str], script: Path, bench: B
         ({"GPUS": 2, "LAUNCHER": "python"}, "LAUNCHER=python is one process"),
         ({"LAUNCHER": "ssh"}, "LAUNCHER=ssh: must be"),
         ({"SUBMIT": 1}, "SUBMIT=1 is for training"),
+        ({"PARTITION": "gpu", "LAUNCHER": "torchrun"}, "LAUNCHER=torchrun would ignore PARTITION"),
+        ({"PYTHON": "/bin/false"}, "/bin/false has no torch or no transformers"),
     ):
         done = bench.run(shell, script, "ckpt", "mme", env=env)
         assert done.returncode == 2 and message in done.stderr, done.stderr

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,11 +74,16 @@ def test_shellcheck_has_nothing_to_say() -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_headers_say_nothing_of_memory() -> None:
+    """`internvl estimate` does, from the flags themselves."""
+    assert [path for path in SCRIPTS if "GB a GPU" in path.read_text()] == []
+
+
 FORM = re.compile(
     r"""#!/bin/sh
 (# [^\n]+\n){2,3}ROOT=\$\(readlink -f -- "\$0"\) && ROOT=\$\{ROOT%/shell/\*\} && \. "\$ROOT/shell/lib/run\.sh"
 
-defaults GPUS=\d+( BATCH_SIZE=\d+ PER_DEVICE_BATCH_SIZE=\d+)? \\
+defaults GPUS=\d+ BATCH_SIZE=\d+ PER_DEVICE_BATCH_SIZE=\d+ \\
   OUTPUT_DIR="\$ROOT/work_dirs/[\w./]+"
 launch (srun|torchrun) [\w.]+ \\
 (  --[a-z_]+ ([\w.-]+|"\$ROOT/[\w./-]+"|"\$\(model [\w-]+\)") \\
@@ -132,6 +138,45 @@ def test_srun_options_of_the_user(shell: list[str], project: Path, bench: Bench)
     assert not any("gres" in word for word in bench.calls("srun")[1].argv)
 
 
+@each_shell
+@pytest.mark.parametrize("given", [{"PARTITION": "gpu"}, {"QUOTA_TYPE": "spot"}, {"SRUN_ARGS": "--account=me"}])
+def test_what_only_slurm_understands_means_srun(
+    shell: list[str], project: Path, bench: Bench, given: dict[str, object]
+) -> None:
+    done = bench.run(shell, script(project, LORA), env=given)
+    assert done.returncode == 0, done.stderr
+    call = bench.call("srun")
+    assert "srun, 1 node x 2 GPUs" in done.stderr and not bench.calls("python")
+    assert {"PARTITION": "gpu", "QUOTA_TYPE": "--quotatype=spot"}.get(next(iter(given)), "--account=me") in call.argv
+    shown = bench.run(shell, script(project, LORA), env={**given, "LAUNCHER": "print"}).stdout
+    assert shlex.split(shown.replace(" \\\n", " "))[-len(call.argv) :] == call.argv
+
+
+@each_shell
+def test_slurm_s_variables_are_not_dropped_without_a_word(shell: list[str], project: Path, bench: Bench) -> None:
+    for launcher, name in (("torchrun", "torchrun"), ("pytorch", "torchrun"), ("python", "python"), ("mpi", "mpi")):
+        env = {"LAUNCHER": launcher, "PARTITION": "gpu", "SRUN_ARGS": "-x node7", "OUTPUT_DIR": "out"}
+        done = bench.run(shell, script(project, LORA), env=env)
+        assert done.returncode == 2
+        assert (
+            f"error: LAUNCHER={name} would ignore PARTITION, SRUN_ARGS: leave out LAUNCHER to use SLURM, or unset them"
+        ) in done.stderr
+    assert not bench.calls("python") and not (bench.folder / "out").exists()
+
+
+@each_shell
+def test_a_partition_that_the_script_sets_is_none_of_the_user(
+    shell: list[str], project: Path, bench: Bench, tmp_path: Path
+) -> None:
+    own = project / "shell/own_partition.sh"
+    own.write_text(script(project, LORA).read_text().replace("defaults GPUS", "defaults PARTITION=ours GPUS"))
+    assert bench.run(shell, own).returncode == 0
+    assert "internvl_chat.train.torchrun" in bench.call("python").argv
+    assert bench.run(shell, own, env={"SUBMIT": 1, "LAUNCHER": "torchrun"}).returncode == 0
+    assert bench.call("sbatch").argv[:4] == ["--job-name", "own_partition", "-p", "ours"]
+    own.unlink()
+
+
 def test_fewer_gpus_than_a_node_has_are_one_node(project: Path, bench: Bench) -> None:
     bench.run(ANY, script(project, FULL), env={"GPUS": 4, "LAUNCHER": "slurm"})
     argv = bench.call("srun").argv
@@ -166,12 +211,11 @@ def test_torchrun_is_told_which_signals_to_pass_on_if_it_can_be(project: Path, b
     package = bench.folder / "torch"
     (package / "distributed").mkdir(parents=True)
     (package / "distributed/run.py").write_text('add_argument("--signals-to-handle")' if knows else "")
-    bench.run(ANY, script(project, LORA), env={"FAKE_SAYS_python": f"{package}"})
-    # The recorder says hello first, as no python does: ask for the words with a python of one line.
-    (bench.programs / "python").write_text(f'#!/bin/sh\n[ "$1" = -c ] && echo "{package}" || echo "$@"\n')
-    done = bench.run(ANY, script(project, LORA))
-    assert ("--signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1" in done.stdout) == knows
-    bench.run(ANY, script(project, LORA), env={"SUBMIT": 1})
+    answer = {"FAKE_ANSWER_python": package}
+    bench.run(ANY, script(project, LORA), env=answer)
+    told = flags_of(bench.call("python").argv).get("signals-to-handle")
+    assert told == ("SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1" if knows else None)
+    bench.run(ANY, script(project, LORA), env={"SUBMIT": 1, **answer})
     assert f"--signal={'USR1' if knows else 'TERM'}@120" in bench.call("sbatch").argv
 
 
@@ -258,6 +302,21 @@ def test_check_makes_no_folder(project: Path, bench: Bench) -> None:
     assert not (bench.folder / "out").exists()
 
 
+@each_shell
+@pytest.mark.parametrize("words", [["-h"], ["--help"], ["--meta_path", "a.json", "--help"]])
+def test_help_starts_and_makes_nothing(shell: list[str], project: Path, bench: Bench, words: list[str]) -> None:
+    done = bench.run(
+        shell, script(project, LORA), *words, env={"PYTHON": "/no/python", "GPUS": "nonsense", "OUTPUT_DIR": "out"}
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        "InternVL2-2B, second fine-tuning: LoRA of rank 16 in the language model, all else is frozen.\n"
+        "2 GPUs x 4 samples x 2 accumulated = batch 16; one epoch.\n"
+        "variables: docs/launch.md; flags: internvl train --help\n"
+    )
+    assert not list(bench.folder.iterdir())
+
+
 # ---- Where it is found, where it writes
 
 
@@ -275,8 +334,11 @@ def test_a_script_of_one_s_own_one_folder_up(project: Path, bench: Bench) -> Non
     own = project / "shell/own.sh"
     own.write_text(script(project, FULL).read_text())
     done = bench.run(ANY, own, env={"LAUNCHER": "print"})
-    own.unlink()
     assert "--job-name own" in done.stdout
+    own.write_text(own.read_text().replace(" BATCH_SIZE=128", ""))
+    done = bench.run(ANY, own, env={"LAUNCHER": "print"})
+    own.unlink()
+    assert done.returncode == 2 and "error: BATCH_SIZE is not set: it is the number of samples" in done.stderr
 
 
 @each_shell
@@ -369,6 +431,36 @@ def test_which_python(project: Path, bench: Bench, tmp_path: Path) -> None:
     shutil.rmtree(project / ".venv")
 
 
+@each_shell
+def test_a_python_without_the_packages_is_refused(shell: list[str], project: Path, bench: Bench) -> None:
+    bare = bench.programs / "bare"
+    bare.write_text("#!/bin/sh\nexit 1\n")  # what `-c` asks it is not so
+    bare.chmod(0o755)
+    for env in ({}, {"LAUNCHER": "torchrun"}, {"CHECK": 1}):
+        done = bench.run(shell, script(project, FULL), env={"PYTHON": bare, "OUTPUT_DIR": "out", **env})
+        assert done.returncode == 2
+        assert (
+            f"error: {bare} has no torch or no transformers: activate the environment (. .venv/bin/activate), or set "
+            "PYTHON="
+        ) in done.stderr
+    assert not bench.calls("srun") and not (bench.folder / "out").exists()
+    inside = {"PYTHON": bare, "SRUN_ARGS": "--container-image=x.sqsh"}
+    assert bench.run(shell, script(project, FULL), env=inside).returncode == 0, "what is in the container is not known"
+
+
+@pytest.mark.parametrize("absent", [[], ["torch"], ["transformers"]])
+def test_packages_are_looked_for_without_importing_them(
+    project: Path, bench: Bench, tmp_path: Path, absent: list[str]
+) -> None:
+    for name in {"torch", "transformers"} - set(absent):
+        (bench.folder / f"{name}.py").write_text("raise SystemExit('imported')")
+    python = bench.programs / "python of mine"
+    python.write_text(f'#!/bin/sh\n[ "$1" != -c ] || exec "{sys.executable}" -S "$@"\n')
+    python.chmod(0o755)
+    done = bench.run(ANY, script(project, FULL), env={"PYTHON": python, "LAUNCHER": "python"})
+    assert done.returncode == (2 if absent else 0), done.stderr
+
+
 def test_a_released_model_is_taken_from_the_project_if_it_is_there(project: Path, bench: Bench) -> None:
     def model() -> str:
         done = bench.run(ANY, script(project, HUB), env={"LAUNCHER": "print"})
@@ -420,7 +512,7 @@ def test_a_released_model_is_taken_from_the_project_if_it_is_there(project: Path
         ),
         ({"LAUNCHER": "torchrun", "NNODES": 3}, "GPUS=16 is not a multiple of NNODES=3: set GPUS=15 or GPUS=18"),
         ({"LAUNCHER": "mpi", "SUBMIT": 1}, "SUBMIT=1: mpirun gets no warning before the time is up"),
-        ({"PYTHON": "/no/python"}, "/no/python is not found: activate the environment of the project"),
+        ({"PYTHON": "/no/python"}, "/no/python is not found: activate the environment (. .venv/bin/activate), or set"),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
@@ -489,7 +581,7 @@ def test_arithmetic_of_the_batch(shell: list[str]) -> None:
         . "$ROOT/shell/lib/words.sh"
         . "$ROOT/shell/lib/settings.sh"
         while read -r GPUS BATCH_SIZE PER_DEVICE_BATCH_SIZE; do
-          (settle_batch ''; echo "accumulate $ACCUMULATION") 2>&1 || :
+          (settle_batch; echo "accumulate $ACCUMULATION") 2>&1 || :
         done
     """
     done = subprocess.run(
@@ -503,9 +595,9 @@ def test_arithmetic_of_the_batch(shell: list[str]) -> None:
     ("name", "env", "words", "told"),
     [
         (PACKED, {}, [], "batch 1024 packs = 512 GPUs x 1 per device x 2 accumulated"),
-        (PACKED, {"GPUS": 64}, [], "batch 128 packs = 64 GPUs x 1 per device x 2 accumulated"),
-        (PACKED, {"GPUS": 64, "BATCH_SIZE": 1024}, [], "batch 1024 packs = 64 GPUs x 1 per device x 16 accumulated"),
-        (PACKED, {"PER_DEVICE_BATCH_SIZE": 2}, [], "batch 2048 packs = 512 GPUs x 2 per device x 2 accumulated"),
+        (PACKED, {"GPUS": 64}, [], "batch 1024 packs = 64 GPUs x 1 per device x 16 accumulated"),
+        (PACKED, {"GPUS": 64, "BATCH_SIZE": 128}, [], "batch 128 packs = 64 GPUs x 1 per device x 2 accumulated"),
+        (PACKED, {"PER_DEVICE_BATCH_SIZE": 2}, [], "batch 1024 packs = 512 GPUs x 2 per device x 1 accumulated"),
         (FULL, {}, ["--use_packed_ds", "True"], "batch 128 packs = 16 GPUs x 4 per device x 2 accumulated"),
         (
             FULL,
@@ -600,7 +692,7 @@ def test_a_torchrun_job_is_a_task_on_each_node(shell: list[str], project: Path, 
     (bench.programs / "scontrol").write_text(stub)
     (bench.programs / "getent").write_text("#!/bin/sh\nexit 2\n")
     (bench.programs / "getent").chmod(0o755)
-    env = {"GPUS": 16, "BATCH_SIZE": 128}
+    env = {"GPUS": 16, "BATCH_SIZE": 128, "LAUNCHER": "torchrun", "PARTITION": "p", "SRUN_ARGS": "-x node7"}
     done = job(bench, project, shell, LORA, env)
     assert done.returncode == 0, done.stderr
     call = bench.call("srun")

@@ -243,7 +243,7 @@ def test_packed_run_of_two_tasks_on_a_node_has_the_losses_of_one_process(site: S
         "max_steps": 4, "max_packed_tokens": 400, "num_images_expected": 4, "drop_path_rate": 0.0, "bf16": False,
         "save_strategy": "no",
     }  # fmt: skip
-    nodes = {"GPUS": 2, "GPUS_PER_NODE": 2}
+    nodes = {"GPUS": 2, "GPUS_PER_NODE": 2, "BATCH_SIZE": 2}
     done = site.script(PACKED, "packed", nodes, **changes)
     assert done.code == 0, done.output
     printed = site.script(PACKED, "alone", {**nodes, "LAUNCHER": "print"}, **changes)

@@ -1,6 +1,6 @@
 #!/bin/sh
 # InternVL-Chat-V1-2-Plus, second fine-tuning: language model and projector train, the vision tower is frozen.
-# 16 GPUs x 4 samples x 2 accumulated = batch 128; one epoch; about 80 GB a GPU.
+# 16 GPUs x 4 samples x 2 accumulated = batch 128; one epoch.
 ROOT=$(readlink -f -- "$0") && ROOT=${ROOT%/shell/*} && . "$ROOT/shell/lib/run.sh"
 
 defaults GPUS=16 BATCH_SIZE=128 PER_DEVICE_BATCH_SIZE=4 \

@@ -1,6 +1,6 @@
 #!/bin/sh
 # InternVL2-Llama3-76B, second fine-tuning: LoRA of rank 16 in the language model, all else is frozen.
-# 8 GPUs x 1 sample x 2 accumulated = batch 16; one epoch; about 74 GB a GPU.
+# 8 GPUs x 1 sample x 2 accumulated = batch 16; one epoch.
 ROOT=$(readlink -f -- "$0") && ROOT=${ROOT%/shell/*} && . "$ROOT/shell/lib/run.sh"
 
 defaults GPUS=8 BATCH_SIZE=16 PER_DEVICE_BATCH_SIZE=1 \

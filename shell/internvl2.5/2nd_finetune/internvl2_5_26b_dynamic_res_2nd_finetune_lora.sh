@@ -1,6 +1,6 @@
 #!/bin/sh
 # InternVL2_5-26B, second fine-tuning: LoRA of rank 16 in the language model, all else is frozen.
-# 2 GPUs x 2 samples x 4 accumulated = batch 16; one epoch; about 79 GB a GPU.
+# 2 GPUs x 2 samples x 4 accumulated = batch 16; one epoch.
 ROOT=$(readlink -f -- "$0") && ROOT=${ROOT%/shell/*} && . "$ROOT/shell/lib/run.sh"
 
 defaults GPUS=2 BATCH_SIZE=16 PER_DEVICE_BATCH_SIZE=2 \

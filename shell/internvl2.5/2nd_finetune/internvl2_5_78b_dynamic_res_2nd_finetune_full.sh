@@ -1,6 +1,6 @@
 #!/bin/sh
 # InternVL2_5-78B, second fine-tuning: language model and projector train, the vision tower is frozen.
-# 32 GPUs x 1 sample x 4 accumulated = batch 128; one epoch; about 77 GB a GPU.
+# 32 GPUs x 1 sample x 4 accumulated = batch 128; one epoch.
 ROOT=$(readlink -f -- "$0") && ROOT=${ROOT%/shell/*} && . "$ROOT/shell/lib/run.sh"
 
 defaults GPUS=32 BATCH_SIZE=128 PER_DEVICE_BATCH_SIZE=1 \

@@ -3,7 +3,7 @@
 # 512 GPUs x 1 pack = batch 512 packs; 100000 steps at most. Your data: --meta_path.
 ROOT=$(readlink -f -- "$0") && ROOT=${ROOT%/shell/*} && . "$ROOT/shell/lib/run.sh"
 
-defaults GPUS=512 \
+defaults GPUS=512 BATCH_SIZE=512 PER_DEVICE_BATCH_SIZE=1 \
   OUTPUT_DIR="$ROOT/work_dirs/internvl_chat_v2_5/internvl2_5_38b_qwen2_5_32b_dynamic_res_stage1"
 launch srun internvl2.5_stage1 \
   --vision_path "$ROOT/pretrained/InternViT-6B-448px-V2_5" \

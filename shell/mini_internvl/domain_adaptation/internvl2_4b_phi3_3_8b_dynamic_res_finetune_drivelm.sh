@@ -3,7 +3,7 @@
 # 8 GPUs x 1 pack = batch 8 packs; 15100 steps.
 ROOT=$(readlink -f -- "$0") && ROOT=${ROOT%/shell/*} && . "$ROOT/shell/lib/run.sh"
 
-defaults GPUS=8 \
+defaults GPUS=8 BATCH_SIZE=8 PER_DEVICE_BATCH_SIZE=1 \
   OUTPUT_DIR="$ROOT/work_dirs/domain_adaptation/internvl2_4b_phi3_3_8b_dynamic_res_finetune_drivelm"
 launch srun domain_adaptation_drivelm \
   --model_name_or_path "$ROOT/pretrained/InternVL2-4B" \
