@@ -58,7 +58,7 @@ def list_remote(url: str) -> list[str]:
 
 def open_member(archive: str, member: str) -> tuple[BinaryIO, int]:
     """(file, size as the archive says) of a member. Raises OSError (FileNotFoundError) and Fault UNREADABLE."""
-    entry = _members(archive).get(member)
+    entry = members_of(archive).get(member)
     if entry is None:
         raise FileNotFoundError(errno.ENOENT, "not in the archive", member)
     packed, info = entry
@@ -72,7 +72,7 @@ def open_member(archive: str, member: str) -> tuple[BinaryIO, int]:
 
 def list_members(archive: str, folder: str) -> list[str]:
     """Members right inside a folder (path with "/" at its end) of an archive. Raises as ``open_member`` does."""
-    return [m for m in _members(archive) if m.startswith(folder) and m != folder and "/" not in m[len(folder) :]]
+    return [m for m in members_of(archive) if m.startswith(folder) and m != folder and "/" not in m[len(folder) :]]
 
 
 def forget_archives() -> None:
@@ -80,7 +80,8 @@ def forget_archives() -> None:
     _archive.cache_clear()
 
 
-def _members(where: str) -> dict[str, tuple[Any, Any]]:
+def members_of(where: str) -> dict[str, tuple[Any, Any]]:
+    """Path of each member of an archive (a path or address) -> (the opened archive, its entry)."""
     return _archive(where, os.getpid(), threading.get_ident())
 
 
@@ -114,8 +115,8 @@ def _driven(action: Callable[[Any, str], Result], url: str) -> Result:
         return action(_driver(server[0] if server else url, os.getpid()), url)
     except ImportError as error:
         raise ConfigError(
-            f"{shorten(url)!r} needs a package that is not installed ({first_line(error)}); "
-            "pip install 'internvl_chat[remote]', or the package that it names"
+            f"{shorten(url)!r} needs a package that is not installed ({first_line(error)}): pip install fsspec, and "
+            "s3fs for s3://, aiohttp for http(s)://"
         ) from error
     except FileNotFoundError as error:
         # fsspec says so of every address that gives no answer, too: a busy server would pass for a missing file.

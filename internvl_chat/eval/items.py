@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -11,6 +12,8 @@ from typing import cast
 from PIL import Image
 
 from internvl_chat.constants import IMAGE_PLACEHOLDER
+from internvl_chat.data.faults import Fault
+from internvl_chat.data.opening import members_of
 from internvl_chat.data.record import Turn
 from internvl_chat.data.storage import Medium
 from internvl_chat.errors import ConfigError, DataError, nearest
@@ -144,7 +147,10 @@ def question_of_item(item: Item) -> Question:
 
 
 def digest_of(item: Item) -> str:
-    """Hash of all that an item's answer depends on beside the settings; of pictures: name and size."""
+    """Hash of all that an item's answer depends on beside the settings.
+
+    Of pictures: name and size, of those in archives what ``_stamp`` gives, too.
+    """
     parts: list[object] = [item.id, item.text]
     for one in _flat(item.shown):
         source = one.source.source if isinstance(one.source, Video) else one.source
@@ -165,8 +171,22 @@ def _flat(shown: tuple[Shown, ...]) -> Iterator[Shown]:
 def _identity(source: object) -> list[object]:
     if isinstance(source, Image.Image):
         return [hashlib.sha256(source.tobytes()).hexdigest(), *source.size]
+    if isinstance(source, Medium) and source.member:
+        return [source.name, source.member, *_stamp(source)]
     if isinstance(source, Medium) and source.local is None:
-        return [source.name if source.member else hashlib.sha256(source.url.encode()).hexdigest(), source.member]
+        return [hashlib.sha256(source.url.encode()).hexdigest(), ""]
     path = source.local if isinstance(source, Medium) else Path(str(source))
     assert path is not None
     return [path.name, path.stat().st_size if path.is_file() else 0]
+
+
+def _stamp(medium: Medium) -> list[int]:
+    """What the archive's list says of a member's content: checksum and size in a zip, size and time in a tar.
+
+    Empty where the archive or the member is not there: whoever opens the picture tells why.
+    """
+    try:
+        _, info = members_of(medium.url)[medium.member]
+    except (OSError, LookupError, Fault):
+        return []
+    return [info.CRC, info.file_size] if isinstance(info, zipfile.ZipInfo) else [info.size, int(info.mtime)]

@@ -11,10 +11,10 @@ from typing import Any
 
 from internvl_chat.data.unique import parse_yaml
 from internvl_chat.errors import ConfigError, first_line, nearest
-from internvl_chat.eval.own_items import FORMATS, GROUNDING, Columns, Source, item_reader, read_source
+from internvl_chat.eval.own_items import FORMATS, Columns, Source, item_reader, read_source
 from internvl_chat.eval.score.own import METRICS, scorer_of
 from internvl_chat.eval.task import Layout, Task
-from internvl_chat.eval.tasks.common import LETTER, SHORT
+from internvl_chat.eval.tasks.common import BOX, LETTER, SHORT
 from internvl_chat.infer.pictures import NUM_SEGMENTS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -107,15 +107,11 @@ def _read(path: Path) -> _Settings:
 
 
 def _check(path: Path, settings: _Settings) -> None:
-    from internvl_chat.eval.registry import tasks
-
     if not _NAME.fullmatch(settings.name) or settings.name.endswith(_NO_NAMES):
         raise ConfigError(
             f"{path}: name: {settings.name!r} cannot be the name of a folder; use letters, digits, '-', '_' and '.', "
             f"but not {', '.join(_NO_NAMES)} at the end"
         )
-    if settings.name in tasks():
-        raise ConfigError(f"{path}: name: {settings.name!r} is a task of its own already; choose another name")
     for key, value, legal in (("metric", settings.metric, METRICS), ("format", settings.format, FORMATS)):
         if value not in legal:
             raise ConfigError(f"{path}: {key}: {value!r}{nearest(value, legal)}; legal: {', '.join(legal)}")
@@ -176,7 +172,7 @@ def _prompt(path: Path, settings: _Settings, columns: Columns, names: Collection
                 f"{path}: fields: metric {metric!r} does not show choices; take 'metric: letter', or write a prompt "
                 "that has {choices}"
             )
-        return GROUNDING if metric == "iou" else f"{{question}} {SHORT}"
+        return BOX if metric == "iou" else f"{{question}} {SHORT}"
     if "choices" in names and not chosen:
         raise ConfigError(
             f"{path}: prompt: it has {{choices}}, but lines of the InternVL format have them in their question; take "

@@ -18,15 +18,14 @@ from internvl_chat.errors import DataError, first_line, nearest
 from internvl_chat.eval.own_media import as_url, locate_picture
 from internvl_chat.eval.sources import read_records, read_table, unpacked
 from internvl_chat.eval.task import Ask, Item, Record
-from internvl_chat.eval.tasks.common import LETTERS, option_lines
+from internvl_chat.eval.tasks.common import BOX, LETTERS, option_lines
 from internvl_chat.infer.pictures import Shown, Video, place_pictures
 
 FORMATS = ("table", "internvl")
 # The key under which a record carries its number.
 _NUMBER = " number"
 _TAGS = re.compile(f"{re.escape(IMAGE_PLACEHOLDER)}|{re.escape(VIDEO_PLACEHOLDER)}")
-# What asks the series for a box; a question that has it already is asked as it is.
-GROUNDING = "Please provide the bounding box coordinate of the region this sentence describes: <ref>{question}</ref>"
+# A question with this asks for a box already, and is asked as it is.
 _REF = "<ref>"
 _SEPARATORS = {",": "a comma", "\t": "a tab"}
 
@@ -130,7 +129,7 @@ def _table_item(source: Source, record: Record, ask: Ask) -> Item:
     parts = {"question": question, "choices": option_lines(list(choices.values()))}
     if len(choices) > len(LETTERS):
         raise DataError(f"{len(choices)} choices; there are letters for {len(LETTERS)}")
-    text = _grounding(question) if source.prompt == GROUNDING else source.prompt.format(**parts)
+    text = _grounding(question) if source.prompt == BOX else source.prompt.format(**parts)
     images, video = _pictures(record, columns), _optional(record, columns.video, "video")
     text, shown = _shown(source, ask, text, images, [] if video is None else [(str(video), None)])
     gold: Any = None
@@ -148,7 +147,7 @@ def _grounding(question: str) -> str:
     if _REF in question:
         return question
     tag = IMAGE_PLACEHOLDER if question.startswith(IMAGE_PLACEHOLDER) else ""
-    text = GROUNDING.format(question=question.removeprefix(tag).strip())
+    text = BOX.format(question=question.removeprefix(tag).strip())
     return f"{tag}\n{text}" if tag else text
 
 

@@ -18,7 +18,7 @@ from internvl_chat.data.opening import protocol_of
 from internvl_chat.data.parquet import mime_of
 from internvl_chat.data.storage import Medium, locate_medium
 from internvl_chat.errors import DataError, first_line
-from internvl_chat.eval.sources import DATA
+from internvl_chat.eval.sources import DATA, writing_cache
 
 _ARCHIVE = re.compile(r"\.(zip|tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
@@ -78,19 +78,20 @@ def as_url(text: str) -> str:
 
 
 def _kept(url: str) -> Path:
-    """The file of a data URL in the cache, called by its content."""
+    """The file of a data URL in the cache, called by its content. Raises DataError, ConfigError."""
     try:
         content = locate_medium("", url).read(MAX_PICTURE_BYTES)
         kind = (mime_of(content) or "picture/bin").partition("/")[2]
         folder = cache_folder() / "eval" / "own-pictures"
         path = folder / f"{hashlib.sha256(content).hexdigest()[:24]}.{kind}"
-        if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
-                whole = Path(part) / path.name
-                whole.write_bytes(content)
-                read_image_size(whole)
-                whole.replace(path)  # processes that write it at once write the same
+        with writing_cache(folder):
+            if not path.is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+                    whole = Path(part) / path.name
+                    whole.write_bytes(content)
+                    read_image_size(whole)
+                    whole.replace(path)  # processes that write it at once write the same
         return path.resolve()
     except Fault as fault:
         start = f"{url[:40]}... ({len(url)} characters)"

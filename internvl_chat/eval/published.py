@@ -68,11 +68,6 @@ def _figure(entry: Mapping[str, Any]) -> Figure:
     )
 
 
-def known_tasks() -> tuple[str, ...]:
-    """Names of tasks, and of combined rows, with a published figure."""
-    return tuple(_tables())
-
-
 def known_models() -> tuple[str, ...]:
     """Releases with a published figure."""
     return tuple(dict.fromkeys(model for models in _tables().values() for model in models))

@@ -96,7 +96,7 @@ def resolve(names: Iterable[str]) -> list[Task]:
         if name.endswith((".yaml", ".yml")):
             own = load_task(Path(name))
             if own.name in tasks() or own.name in chosen:
-                raise ConfigError(f"{name}: there is a task {own.name!r} already; give it another name")
+                raise ConfigError(f"{name}: name: there is a task {own.name!r} already; give it another name")
             chosen[own.name] = own
             continue
         for key in GROUPS.get(name, (name,)):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import json
+import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,19 @@ from internvl_chat.config.cache import cache_folder
 from internvl_chat.constants import MAX_PICTURE_BYTES
 from internvl_chat.data.containers import kind_of, read_lines
 from internvl_chat.data.faults import Fault
+from internvl_chat.data.locks import alone
 from internvl_chat.data.parquet import mime_of
 from internvl_chat.data.storage import Medium, locate_medium
-from internvl_chat.errors import DataError, first_line
+from internvl_chat.errors import ConfigError, DataError, first_line
 from internvl_chat.eval.task import Record
 
 # The folder that annotation files begin their paths with.
 DATA = "data/"
 _SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/gif": ".gif", "image/webp": ".webp"}
 _DATA_URL = "data:"
+# Of a folder of unpacked pictures: its records, and how they name a picture.
+_RECORDS = "records.jsonl"
+_NAMED = re.compile(r"data:([0-9a-f]{24}\.[a-z]+)")
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -104,34 +109,69 @@ def field_of(record: Mapping[str, Any], name: str, where: str = "record") -> Any
 def unpacked(files: Iterable[Path], read: Callable[[Path], Iterable[Record]] = read_records) -> Iterator[Record]:
     """Records of files with pictures inside (parquet, tables): each data URL becomes the path of a picture file.
 
-    The pictures are written once, below ``INTERNVL_CACHE``; the key is the files' paths, sizes and times.
+    The pictures are written once, below ``INTERNVL_CACHE``, and again those that are lost; the key is the files' paths,
+    sizes and times. Raises DataError, and ConfigError where the cache cannot be written.
     """
     paths = [path.resolve() for path in files]
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     key = hashlib.sha256(json.dumps([stats, read.__module__, read.__qualname__]).encode()).hexdigest()[:16]
     folder = cache_folder() / "eval" / f"{paths[0].stem}-{key}" if paths else cache_folder() / "eval" / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            for left in folder.parent.glob(f".part-{folder.name}-*"):  # of a killed process: this one has the lock
-                shutil.rmtree(left, ignore_errors=True)
-            part = Path(tempfile.mkdtemp(prefix=f".part-{folder.name}-", dir=folder.parent))
-            try:
-                with (part / "records.jsonl").open("w", encoding="utf-8") as out:
-                    for path in paths:
-                        for number, record in enumerate(read(path), 1):
-                            try:
-                                out.write(json.dumps(_written(record, part)) + "\n")
-                            except Fault as fault:
-                                what = f"{path}: row {number}: a picture is damaged ({fault.reason})"
-                                raise DataError(f"{what}; download it again") from fault
-                part.chmod(0o755)
-                part.rename(folder)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
-    for record in read_records(folder / "records.jsonl"):
+    with writing_cache(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with alone(folder.parent / f"{folder.name}.lock") as held:
+            if not _is_whole(folder):
+                if held:
+                    for left in folder.parent.glob(f".part-{folder.name}-*"):  # of a killed process
+                        shutil.rmtree(left, ignore_errors=True)
+                _unpack(paths, read, folder)
+    for record in read_records(folder / _RECORDS):
         yield _placed(record, folder)
+
+
+@contextmanager
+def writing_cache(folder: Path) -> Iterator[None]:
+    """What the disk refuses to the cache, as the user's error. Raises ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"INTERNVL_CACHE: {folder} cannot be written ({first_line(error)}); make room or see to the folder, or "
+            "have INTERNVL_CACHE name another one"
+        ) from error
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the folder has every picture that its records name, and none of them is an empty file."""
+    if not (folder / _RECORDS).is_file():
+        return False
+    there = {path.name for path in folder.iterdir() if path.stat().st_size}
+    with (folder / _RECORDS).open(encoding="utf-8") as lines:
+        return all(there.issuperset(_NAMED.findall(line)) for line in lines)
+
+
+def _unpack(paths: Sequence[Path], read: Callable[[Path], Iterable[Record]], folder: Path) -> None:
+    """Write pictures and records of all files; what a folder that is there has already is replaced file by file."""
+    part = Path(tempfile.mkdtemp(prefix=f".part-{folder.name}-", dir=folder.parent))
+    try:
+        with (part / _RECORDS).open("w", encoding="utf-8") as out:
+            for path in paths:
+                for number, record in enumerate(read(path), 1):
+                    try:
+                        out.write(json.dumps(_written(record, part)) + "\n")
+                    except Fault as fault:
+                        what = f"{path}: row {number}: a picture is damaged ({fault.reason})"
+                        raise DataError(f"{what}; download it again") from fault
+        part.chmod(0o755)
+        try:
+            part.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            # Pictures were lost, or another process was faster: others may be reading, so nothing is taken away.
+            for file in sorted(part.iterdir(), key=lambda one: one.name == _RECORDS):
+                file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _written(value: Any, folder: Path) -> Any:
@@ -154,7 +194,8 @@ def _placed(value: Any, folder: Path) -> Any:
         return {name: _placed(inner, folder) for name, inner in value.items()}
     if isinstance(value, list):
         return [_placed(inner, folder) for inner in value]
-    return str(folder / value[len(_DATA_URL) :]) if isinstance(value, str) and value.startswith(_DATA_URL) else value
+    named = _NAMED.fullmatch(value) if isinstance(value, str) else None
+    return value if named is None else str(folder / named[1])
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

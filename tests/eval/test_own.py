@@ -14,6 +14,7 @@ import yaml
 from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.eval.items import load_items, options_of, question_of_item
 from internvl_chat.eval.own import load_task
+from internvl_chat.eval.registry import resolve
 from internvl_chat.eval.task import Answered, Ask, Item, Result
 from internvl_chat.infer.pictures import Video, read_picture
 from internvl_chat.tools.digits import make_digits
@@ -230,6 +231,14 @@ def test_choices_are_shown_by_a_prompt_that_has_them(home: Path) -> None:
         assert item.text == "Which? A. cat\nB. dog" and item.gold == ["dog"]
 
 
+def test_the_name_of_a_task_is_taken(home: Path) -> None:
+    path = described(home, name="sqa_test")
+    with pytest.raises(ConfigError, match=r"task\.yaml: name: there is a task 'sqa_test' already; give it"):
+        resolve([str(path)])
+    with pytest.raises(ConfigError, match="there is a task 'mine' already"):
+        resolve([str(described(home))] * 2)
+
+
 def test_a_title_of_its_own(home: Path) -> None:
     assert load_task(described(home)).title == "own data, metric exact_match"
     assert load_task(described(home, title="Signs")).title == "Signs"
@@ -306,7 +315,6 @@ def test_training_lines_with_boxes_letters_and_rounds(home: Path) -> None:
         ({"metric": ...}, "the key 'metric' is missing"),
         ({"format": "internvl2"}, "did you mean 'internvl'"),
         ({"name": "a/b"}, "cannot be the name of a folder"),
-        ({"name": "sqa_test"}, "is a task of its own already"),
         ({"name": 5}, "is no text"),
         ({"data": "none.jsonl"}, "there is no file"),
         ({"fields": {"anwser": "x"}}, "unknown field 'anwser'; did you mean 'answer'"),

@@ -14,15 +14,16 @@ import pytest
 import yaml
 
 from internvl_chat import cli
+from internvl_chat.data.opening import forget_archives
 from internvl_chat.data.storage import Medium
-from internvl_chat.errors import DataError
-from internvl_chat.eval.items import load_items
+from internvl_chat.errors import ConfigError, DataError
+from internvl_chat.eval.items import digest_of, load_items
 from internvl_chat.eval.own import load_task
 from internvl_chat.eval.own_media import as_url, locate_picture
 from internvl_chat.eval.prepare import prepare, verify
 from internvl_chat.eval.report.pictures import open_thumbnail
 from internvl_chat.eval.task import Ask, Item
-from internvl_chat.infer.pictures import read_picture
+from internvl_chat.infer.pictures import Shown, read_picture
 from tests.eval.mini.common import jsonl, picture
 
 
@@ -157,6 +158,46 @@ def test_a_member_that_is_not_there_is_told_with_the_items(tmp_path: Path) -> No
         with pytest.raises(DataError) as error:
             items_of(described(tmp_path, root=root))
         assert message in str(error.value), name
+
+
+@pytest.mark.parametrize("archive", ["pics.zip", "pics.tar"])
+def test_an_archive_that_is_replaced_is_noticed(tmp_path: Path, archive: str) -> None:
+    """Without reading a picture, and also where its new one has the same size."""
+    jsonl(tmp_path / "items.jsonl", [{"question": "?", "image": "000.png"}])
+    path = described(tmp_path, root=archive)
+
+    def digest() -> str:
+        forget_archives()  # as another process, which comes later
+        return digest_of(items_of(path)[0])
+
+    pack(tmp_path)
+    before = digest()
+    with zipfile.ZipFile(tmp_path / "pics.zip", "a") as packed, tarfile.open(tmp_path / "pics.tar", "a") as tar:
+        packed.writestr("more.txt", "more")
+        tar.add(tmp_path / "items.jsonl", "more.txt")
+    assert digest() == before, "its other members are nothing to it"
+    content = bytearray((tmp_path / "loose/000.png").read_bytes())
+    content[-20] ^= 1
+    (tmp_path / "loose/000.png").write_bytes(content)
+    os.utime(tmp_path / "loose/000.png", (1e9, 1e9))
+    with zipfile.ZipFile(tmp_path / "pics.zip", "w") as packed, tarfile.open(tmp_path / "pics.tar", "w") as tar:
+        packed.write(tmp_path / "loose/000.png", "000.png")
+        tar.add(tmp_path / "loose/000.png", "000.png")
+    assert digest() != before
+
+
+def test_an_archive_that_is_lost_is_no_reason_to_fail(tmp_path: Path) -> None:
+    gone = Medium("a.png", None, str(tmp_path / "gone.zip"), "a.png")
+    assert digest_of(Item("1", "?", (Shown(gone, 1),)))
+
+
+def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "blocked").write_text("")
+    monkeypatch.setenv("INTERNVL_CACHE", str(tmp_path / "blocked/x"))
+    image = base64_of(picture(tmp_path / "a.png"))
+    jsonl(tmp_path / "items.jsonl", [{"question": "What?", "image": f"data:image/png;base64,{image}"}])
+    with pytest.raises(ConfigError, match=r"INTERNVL_CACHE: .*blocked/x/eval/own-pictures cannot be written"):
+        items_of(described(tmp_path))
 
 
 def test_pictures_are_named_from_the_root_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

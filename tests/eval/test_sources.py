@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import io
 import json
 import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from internvl_chat.data.storage import Medium
-from internvl_chat.errors import DataError
+from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.eval.sources import picture, read_records, read_table, unpacked
+from internvl_chat.eval.task import Record
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +71,54 @@ def test_processes_at_once(packed: Path, cache: Path) -> None:
     with multiprocessing.get_context("fork").Pool(3) as pool:
         assert pool.map(_unpack, [packed] * 6) == [2] * 6
     assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
+
+
+@pytest.mark.parametrize("lost", ["gone", "empty", "all"])
+def test_a_picture_that_is_lost_from_the_cache_is_unpacked_anew(packed: Path, cache: Path, lost: str) -> None:
+    before = list(unpacked([packed]))
+    pictures = {path: path.read_bytes() for path in cache.rglob("*.png")}
+    for path in list(pictures)[: 2 if lost == "all" else 1]:
+        path.write_bytes(b"") if lost == "empty" else path.unlink()
+    if lost == "all":
+        next(cache.rglob("records.jsonl")).unlink()
+    assert list(unpacked([packed])) == before
+    assert {path: path.read_bytes() for path in cache.rglob("*.png")} == pictures
+    assert not list(cache.glob(".part-*"))
+
+
+def test_words_that_begin_like_a_data_url_stay_words(packed: Path) -> None:
+    words = {"question": "data: what is it?", "name": "data:0123.png"}
+    packed.write_text(json.dumps({**words, "image": url("red")}) + "\n")
+    (record,) = unpacked([packed])
+    assert words.items() <= record.items()
+
+
+def test_a_cache_that_cannot_be_made(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "blocked").write_text("")
+    monkeypatch.setenv("INTERNVL_CACHE", str(tmp_path / "blocked/x"))
+    with pytest.raises(ConfigError, match=r"INTERNVL_CACHE: .*blocked/x/eval cannot be written .*name another one"):
+        list(unpacked([packed]))
+
+
+def test_without_locks(packed: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may be at work on the same: what it has begun stays, and what it ends first is taken."""
+
+    def refuse(file: object, kind: int) -> None:
+        raise OSError("no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    before = list(unpacked([packed]))
+    (folder,) = (path for path in cache.iterdir() if path.is_dir())
+    begun = cache / f".part-{folder.name}-other"
+    folder.rename(begun)
+
+    def slow(path: Path) -> Iterator[Record]:
+        yield from read_records(path)
+        begun.rename(folder)
+
+    slow.__module__, slow.__qualname__ = read_records.__module__, read_records.__qualname__  # the same key
+    assert list(unpacked([packed], slow)) == before
+    assert [path for path in cache.iterdir() if path.is_dir()] == [folder]
 
 
 def test_a_damaged_picture_is_told_and_leaves_nothing(packed: Path, cache: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -10,13 +9,14 @@ import shutil
 import socket
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from internvl_chat.data.locks import alone
 from internvl_chat.data.plan.epoch import EpochPlan, PlanSettings, plan_epoch
 from internvl_chat.data.plan.sizes import Sizes
 from internvl_chat.log import get_logger
@@ -64,7 +64,7 @@ class PlanStore:
             plan = _load(path)
             if plan is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with _alone(path):
+                with alone(path.with_name(f".{path.name}.lock")):  # the others wait, and find it
                     plan = _load(path) or self._write(path, sizes, settings, epoch)
         except OSError as error:
             log.warning("the plan of epoch %d cannot be kept in %s (%s): it takes memory instead", epoch, path, error)
@@ -107,16 +107,6 @@ def _load(path: Path) -> EpochPlan | None:
 
 def _crc(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).data)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time makes this plan; the others wait, and find it."""
-    lock = path.with_name(f".{path.name}.lock")
-    with lock.open("a") as file:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _delete_old(folder: Path) -> None:

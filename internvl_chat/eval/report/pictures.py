@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from internvl_chat.errors import InternVLError
+from internvl_chat.eval.score.boxes import SHARES_BELOW
 from internvl_chat.eval.sources import picture
 from internvl_chat.infer.boxes import draw_boxes
 from internvl_chat.infer.pictures import Video, read_picture, read_video
@@ -75,7 +76,7 @@ def _fractions(answer: str) -> bool:
     """Whether a box is given in shares of the picture, as the scorers take it: by the sum of its numbers."""
     found = _BARE_BOX.search(answer)
     numbers = re.findall(r"-?\d+(?:\.\d+)?", found[0]) if found else []
-    return bool(numbers) and sum(map(float, numbers)) < 4
+    return bool(numbers) and sum(map(float, numbers)) < SHARES_BELOW
 
 
 def gold_box(gold: object) -> tuple[float, float, float, float] | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from internvl_chat.errors import DataError
 
@@ -44,33 +43,3 @@ def _ratio(answer: str, gold: str) -> float:
 
 def _clean(text: str) -> str:
     return " ".join(text.strip().lower().split())
-
-
-def check_submission(entries: Any, questions: Sequence[Mapping[str, Any]]) -> None:
-    """Raise DataError unless ``entries`` are one answer for each question.
-
-    ``entries``: what was handed in, ``[{"questionId", "answer"}, ...]``; ``questions``: of the annotation file.
-    """
-    if not isinstance(entries, list):
-        raise DataError(f"the answers are {type(entries).__name__}; a list of questionId and answer is expected")
-    given = []
-    for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict) or "questionId" not in entry or "answer" not in entry:
-            raise DataError(f"answer {number}: {str(entry)[:60]!r}; an object with questionId and answer is expected")
-        if not isinstance(entry["answer"], str):
-            raise DataError(f"answer {number}: {str(entry['answer'])[:40]!r}: a single text is expected")
-        given.append(_whole(entry["questionId"], number))
-    due = [_whole(one.get("questionId"), number) for number, one in enumerate(questions, 1)]
-    if len(given) != len(due):
-        raise DataError(f"{len(given)} answers to {len(due)} questions; each question needs one")
-    strange = sorted(set(given) ^ set(due))
-    if strange or len(set(given)) != len(given):
-        what = f"for example {strange[:3]}" if strange else "some come twice"
-        raise DataError(f"the ids of answers and questions differ ({what}); is it the right annotation file?")
-
-
-def _whole(value: Any, number: int) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"entry {number}: questionId {value!r} is no whole number") from error

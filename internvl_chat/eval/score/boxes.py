@@ -13,7 +13,7 @@ Box = Sequence[float]
 _REFCOCO = re.compile(r"\[+(.*?),(.*?),(.*?),(.*?)\]")
 _DOUBLE = re.compile(r"\[\[([^\[\]]*)\]\]")
 # A box whose values add up to less is taken for shares of the picture, not for thousandths.
-_SHARES = 4
+SHARES_BELOW = 4
 _WHOLE = 1000
 _RIGHT = 0.5
 
@@ -35,15 +35,16 @@ def _four(fields: Sequence[str]) -> tuple[float, float, float, float] | None:
 def refcoco_iou(answer: str, gold: Box, width: float, height: float) -> float:
     """Overlap (0 to 1) of an answer's box with ``gold`` (x1, y1, x2, y2 in pixels of a picture of that size).
 
-    Values are thousandths of the picture, or its shares if they add up to less than 4. No box, or corners in the wrong
-    order: 0. In 32-bit floats like the original, so that boxes at the very limit fall on the same side.
+    Values are thousandths of the picture, or its shares if they add up to less than ``SHARES_BELOW``. No box, or
+    corners in the wrong order: 0. In 32-bit floats like the original, so that boxes at the very limit fall on the same
+    side.
     """
     written = refcoco_box(answer)
     if written is None:
         return 0.0
     with np.errstate(all="ignore"):
         box = np.array(written, np.float32)
-        if box.sum() >= _SHARES:
+        if box.sum() >= SHARES_BELOW:
             box = box / np.float32(_WHOLE)
         box = box * np.array([width, height, width, height], np.float32)
         due = np.array(gold, np.float32)

@@ -12,7 +12,7 @@ from internvl_chat.eval.score.captions import average_length, check_java_metrics
 from internvl_chat.eval.sources import DATA, field_of, picture, read_json
 from internvl_chat.eval.task import Answered, Ask, Item, Layout, OutputFile, Record, Result, Task
 from internvl_chat.eval.tasks.common import json_file, one
-from internvl_chat.eval.tasks.short import kept, layout, write_json
+from internvl_chat.eval.tasks.short import kept, layout, write_document
 
 PROMPT = "Provide a one-sentence caption for the provided image."
 # The order of COCO's table.
@@ -85,10 +85,10 @@ def _read_coco(root: Path) -> Iterator[Record]:
 def _write_coco(root: Path, records: Iterable[Record]) -> None:
     rows = list(records)
     images = [kept(root, row, "coco/val2014").removeprefix(f"{DATA}coco/") for row in rows]
-    write_json(
+    write_document(
         root / _COCO, [{"image": name, "caption": row["captions"]} for name, row in zip(images, rows, strict=True)]
     )
-    write_json(root / _COCO_GOLDS, _document(rows, {}))
+    write_document(root / _COCO_GOLDS, _document(rows, {}))
 
 
 def _document(rows: Iterable[Record], names: Mapping[Any, str]) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _in_coco_layout(path: str, folder: str) -> Callable[[Path], Iterator[Record]
 def _write_flickr(root: Path, records: Iterable[Record]) -> None:
     rows = list(records)
     names = {row["image_id"]: kept(root, row, "flickr30k/Images").removeprefix(f"{DATA}flickr30k/") for row in rows}
-    write_json(root / _FLICKR, _document(rows, names))
+    write_document(root / _FLICKR, _document(rows, names))
 
 
 def _karpathy(path: str, place: Callable[[Path, Record], tuple[str, int]]) -> Layout:

@@ -16,6 +16,7 @@ from internvl_chat.infer.pictures import Shown
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
 LETTER_CN = "请直接回答选项字母。"
+BOX = "Please provide the bounding box coordinate of the region this sentence describes: <ref>{question}</ref>"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 

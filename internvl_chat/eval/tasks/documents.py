@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from internvl_chat.eval.score.anls import anls, check_submission
+from internvl_chat.errors import DataError
+from internvl_chat.eval.score.anls import anls
 from internvl_chat.eval.sources import field_of, find, read_json, read_records, unpacked
 from internvl_chat.eval.task import Answered, Layout, Record, Result, Task
 from internvl_chat.eval.tasks.short import (
@@ -45,7 +46,11 @@ def _guide(jsonl: str, annotations: str, pictures: str) -> Layout:
         questions = field_of(read_json(root / annotations), "data", annotations)
         answers = {str(one["questionId"]): one["answers"] for one in questions}
         found = list(with_answers(records, answers, root / annotations))
-        check_submission([{"questionId": one["question_id"], "answer": ""} for one in found], questions)
+        if left := answers.keys() - {str(one["question_id"]) for one in found}:
+            raise DataError(
+                f"{root / annotations}: {len(left)} questions that {jsonl} does not have, {min(left)!r} for example; "
+                "take both of one release"
+            )
         yield from found
 
     def document(records: Sequence[Record]) -> dict[str, Any]:

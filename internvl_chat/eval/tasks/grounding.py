@@ -12,12 +12,11 @@ from internvl_chat.errors import DataError
 from internvl_chat.eval.score.boxes import refcoco_box, refcoco_iou, refcoco_right, rsvg_box, rsvg_right
 from internvl_chat.eval.sources import find, picture, read_records, unpacked, write_records
 from internvl_chat.eval.task import Answered, Ask, Item, OutputFile, Record, Result, Task
-from internvl_chat.eval.tasks.common import json_file, one
+from internvl_chat.eval.tasks.common import BOX, json_file, one
 from internvl_chat.eval.tasks.short import kept, layout, lines_of
 
 # The code of the original asks in the singular, its documents print the plural.
-_PROMPT = "Please provide the bounding box {} of the region this sentence describes: <ref>{}</ref>"
-_WORDS = {"singular": "coordinate", "plural": "coordinates"}
+_PROMPTS = {"singular": BOX, "plural": BOX.replace("coordinate", "coordinates")}
 _CORNERS = 4
 
 
@@ -27,7 +26,7 @@ def _item(record: Record, ask: Ask) -> Item:
         raise DataError(f"bbox {box!r}: x1, y1, x2, y2 in pixels are expected")
     return Item(
         f"{record['number']}",
-        record.get("asked") or _PROMPT.format(_WORDS[ask.options["prompt"]], record["sent"]),
+        record.get("asked") or _PROMPTS[ask.options["prompt"]].format(question=record["sent"]),
         one(picture(ask.root, record["image"], record.get("folder", "")), ask),
         box,
         {"sent": record["sent"], "hw": [record["height"], record["width"]]},
@@ -84,7 +83,7 @@ def _refcoco(name: str, title: str, count: int) -> Task:
         max_new_tokens=100,
         count=count,
         files=_files(name),
-        options={"prompt": tuple(_WORDS)},
+        options={"prompt": tuple(_PROMPTS)},
     )
 
 
@@ -171,7 +170,7 @@ TASKS = (
         max_new_tokens=200,
         count=7500,
         files=_files("dior_rsvg"),
-        options={"prompt": tuple(_WORDS)},
+        options={"prompt": tuple(_PROMPTS)},
     ),
 )
 KEYS = {

@@ -98,6 +98,7 @@ def _task(name: str, title: str, prompt: str, labelled: bool = True, file: str =
         max_new_tokens=100,
         count=count,
         files=_filer(name, first, left_out, labelled),
+        needs=("openpyxl",),
     )
 
 

@@ -45,8 +45,8 @@ def _score(run: Answered) -> Result:
         for name, places in _by_subtask(run).items()
     }
     hits = [float(hit) for hit in marks(golds, run.answers)]
-    notes = {"subtasks that are not there": len(_SUBTASKS) - len(scores)} if len(scores) < len(_SUBTASKS) else {}
-    return Result(totals(scores) | scores, "total", hits, notes, report_lines(scores))
+    missing = [name for name in _SUBTASKS if name not in scores]
+    return Result(totals(scores) | scores, "total", hits, lines=report_lines(scores), missing=missing)
 
 
 def _files(run: Answered) -> list[OutputFile]:

@@ -11,7 +11,7 @@ from typing import Any
 from internvl_chat.errors import DataError
 from internvl_chat.eval.arrow import read_arrow
 from internvl_chat.eval.score.letters import mcq_letter
-from internvl_chat.eval.score.mmmu import letter_is, open_is, report
+from internvl_chat.eval.score.mmmu import DOMAINS, letter_is, open_is, report
 from internvl_chat.eval.score.thought import MAX_NEW_TOKENS, final_answer, thoughtful
 from internvl_chat.eval.sources import field_of, find, picture, read_json, read_records, unpacked
 from internvl_chat.eval.task import Answered, Ask, Item, Layout, NoScore, OutputFile, Record, Result, Task
@@ -92,7 +92,7 @@ def _cleaned(run: Answered) -> list[str]:
 
 
 def _score(run: Answered) -> Result:
-    if all(item.gold is None for item in run.items):
+    if any(item.gold is None for item in run.items):
         raise NoScore(
             f"no score: the answers are not in the data; {_ANSWERS} of https://github.com/MMMU-Benchmark/MMMU"
         )
@@ -100,7 +100,7 @@ def _score(run: Answered) -> Result:
     hits = []
     for item, answer in zip(run.items, answers, strict=True):
         is_right = open_is if item.extra["open"] else letter_is
-        hits.append(bool(answer) and item.gold is not None and is_right(answer, item.gold))
+        hits.append(bool(answer) and is_right(answer, item.gold))
     table = report(zip((item.id for item in run.items), hits, strict=True))
     figures = {"Overall": float(table["Overall"]["acc"])}
     figures |= {name: float(row["acc"]) for name, row in table.items() if row["num"]}
@@ -109,7 +109,8 @@ def _score(run: Answered) -> Result:
     unseen = sum(item.extra["unseen"] > 0 for item in run.items)
     if unseen:
         notes["questions of which only the first picture was seen"] = unseen
-    return Result(figures, "Overall", [float(hit) for hit in hits], notes, [str(table)])
+    missing = [subject for subjects in DOMAINS.values() for subject in subjects if subject not in table]
+    return Result(figures, "Overall", [float(hit) for hit in hits], notes, [str(table)], missing)
 
 
 def _filer(name: str) -> Callable[[Answered], list[OutputFile]]:
@@ -131,13 +132,22 @@ def _reader(split: str, pattern: str) -> Callable[[Path], Iterator[Record]]:
     def read(root: Path) -> Iterator[Record]:
         answers = root / _ANSWERS
         golds = read_json(answers) if split == "test" and answers.is_file() else {}
+        found = []
         for record in unpacked(find(root, [pattern]), rows):
             name = field_of(record, "id", pattern)
             gold = _golds(record.get("answer"))
             if split == "test":  # there the column holds "?"
                 known = golds.get(name)
                 gold = known["ground_truth"] if isinstance(known, dict) else known
-            yield {**record, "gold": gold}
+            found.append({**record, "gold": gold})
+        lacking = [record["id"] for record in found if record["gold"] is None]
+        if lacking and len(lacking) < len(found):  # without any there is no score, but answers
+            where = answers if golds else root / pattern
+            raise DataError(
+                f"{where}: {len(lacking)} of {len(found)} questions have no answer there, the first is {lacking[0]!r}; "
+                "download it again"
+            )
+        yield from found
 
     return read
 

@@ -50,8 +50,10 @@ def _vision(record: Record, ask: Ask) -> Item:
 
 
 def _finished(record: Record, text: str, shown: tuple[Shown, ...], options: list[str]) -> Item:
-    extra = {"options": dict(zip(LETTERS, options, strict=False)), "subject": record.get("subject")}
-    return Item(record["id"], text, shown, record["answer"], extra)
+    lettered = dict(zip(LETTERS, options, strict=False))
+    if record["answer"] not in lettered:
+        raise DataError(f"{record['id']}: the answer {record['answer']!r} is none of the options; download it again")
+    return Item(record["id"], text, shown, record["answer"], {"options": lettered, "subject": record.get("subject")})
 
 
 def _score(run: Answered) -> Result:

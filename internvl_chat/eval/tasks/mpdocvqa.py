@@ -17,10 +17,9 @@ from internvl_chat.eval.task import Ask, Item, Record, Task
 from internvl_chat.eval.tasks.common import SHORT
 from internvl_chat.eval.tasks.documents import anls_score
 from internvl_chat.eval.tasks.short import layout, row_of, row_with, written
-from internvl_chat.infer.pictures import Shown
+from internvl_chat.eval.tasks.tables import TOTAL_TILES
+from internvl_chat.infer.pictures import Shown, place_pictures
 
-# Tiles that all pages of a question share.
-_TOTAL = 64
 _FOLDER = "mpdocvqa/images"
 
 
@@ -29,13 +28,15 @@ def _item(record: Record, ask: Ask) -> Item:
     if not names:
         raise DataError(f"question {record['questionId']!r} has no page; download the file again")
     pages = [picture(ask.root, f"{name}.jpg", _FOLDER) for name in names]
-    limit = max(1, min(ask.max_tiles, _TOTAL // len(pages)))
+    limit = max(1, min(ask.max_tiles, TOTAL_TILES // len(pages)))
     # As in the original it is the number of tiles, not of pages, that decides whether pages are announced.
-    announced = len(pages) > 1 or (ask.dynamic and _is_cut(pages[0], limit))
-    lines = [f"Image-{number}: {IMAGE_PLACEHOLDER}\n" for number in range(1, len(pages) + 1)]
+    if len(pages) > 1:
+        lines = place_pictures("", len(pages))
+    else:
+        lines = f"Image-1: {IMAGE_PLACEHOLDER}\n" if ask.dynamic and _is_cut(pages[0], limit) else ""
     return Item(
         f"{record['questionId']}",
-        f"{''.join(lines) if announced else ''}{record['question']} {SHORT}",
+        f"{lines}{record['question']} {SHORT}",
         tuple(Shown(page, limit) for page in pages),
         record.get("answers"),
         {"question": record["question"], "question_id": record["questionId"], "answer": record.get("answers")},

@@ -102,10 +102,8 @@ def _shares(run: Answered) -> tuple[list[bool], dict[str, float]]:
 def _score(run: Answered) -> Result:
     hits, figures = _shares(run)
     notes = {"answers without a word, which the original counts as right": sum(map(_wordless, run.answers))}
-    missing = len(_TASKS) - len({item.extra["task"] for item in run.items})
-    if missing:
-        notes["tasks that are not there"] = missing
-    return Result(figures, "Avg", [float(hit) for hit in hits], notes, [str(figures)])
+    missing = [task for task in _TASKS if task not in figures]
+    return Result(figures, "Avg", [float(hit) for hit in hits], notes, [str(figures)], missing)
 
 
 def _wordless(answer: str) -> bool:

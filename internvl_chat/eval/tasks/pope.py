@@ -62,7 +62,8 @@ def _score(run: Answered) -> Result:
         "empty answers, which count as yes": sum(not answer for answer in answers),
     }
     lines = [line for category, table in found.items() for line in report_lines(category, table)]
-    return Result(figures, "overall_f1", marks, notes, [*lines, f"Overall F1: {overall:.2f}"])
+    missing = [category for category in CATEGORIES if category not in found]
+    return Result(figures, "overall_f1", marks, notes, [*lines, f"Overall F1: {overall:.2f}"], missing)
 
 
 def _files(run: Answered) -> list[OutputFile]:

@@ -6,14 +6,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from internvl_chat.errors import DataError
 from internvl_chat.eval.arrow import read_arrow
 from internvl_chat.eval.score import mantis, mirb
 from internvl_chat.eval.score.letters import mcq_letter
 from internvl_chat.eval.sources import field_of, find, picture, read_records, unpacked
 from internvl_chat.eval.task import Answered, Ask, Item, Layout, Record, Result, Task
 from internvl_chat.eval.tasks.common import LETTER, SHORT, answers_file
-from internvl_chat.infer.pictures import Shown
+from internvl_chat.infer.pictures import Shown, place_pictures
 
 _MARKER = "<image>"
 # The files of the hub, and what the datasets library makes of them where the original has run.
@@ -37,19 +36,24 @@ _MIRB_PROMPTS = {
     ),
 }  # fmt: skip
 _MIRB_PROMPT_OF = {task: prompt for prompt, tasks in _MIRB_PROMPTS.items() for task in tasks}
+# What the figure is made of.
+_MIRB_TASKS = tuple(task for group in mirb.GROUPS.values() for task in group)
+# The tasks of the InternVL project's list, which are also in the public file.
+_MMIU_TASKS = (
+    "point_tracking", "ravens_progressive_matrices", "single_object_tracking", "threed_cad_recognition",
+    "threed_indoor_recognition", "Egocentric_Video_QuestionAnswering", "Homography_estimation",
+    "Icon_Question_Answering_with_Spatial_Context", "Image_Captioning_with_Spatial_Context",
+    "Image_Spatial_Transformation_Estimation", "Image_text_retrieval_with_Spatial_Context",
+    "Multiview_Action_Recognition", "Multiview_reasoning", "jigsaw_puzzle_solving", "threeD_Depth_Estimation",
+    "threeD_Object_Detection", "threeD_Object_Tracking", "threeD_Pose_Estimation", "threeD_Scene_Reconstruction",
+    "threeD_question_answering",
+)  # fmt: skip
 
 
 def _shown(names: Sequence[str], ask: Ask, folder: str = "") -> tuple[Shown, ...]:
     """The pictures, which share the tile limit: each has its part of it, at least one tile."""
     limit = max(1, ask.max_tiles // max(1, len(names)))
     return tuple(Shown(picture(ask.root, name, folder), limit) for name in names)
-
-
-def _announced(pictures: int) -> str:
-    """The lines in front of the question; one picture alone has no number."""
-    if pictures == 1:
-        return f"{_MARKER}\n"
-    return "".join(f"Image-{number}: {_MARKER}\n" for number in range(1, pictures + 1))
 
 
 def _shares(items: Iterable[tuple[str, bool]]) -> dict[str, float]:
@@ -75,7 +79,7 @@ def _mantis_item(record: Record, ask: Ask) -> Item:
     prompt = LETTER if record["question_type"] == mantis.MULTI_CHOICE else SHORT
     return Item(
         str(record["id"]),
-        _announced(len(images)) + "\n".join([question, *options, prompt]),
+        place_pictures("", len(images)) + "\n".join([question, *options, prompt]),
         _shown(images, ask),
         record["answer"],
         {"kind": record["question_type"], "options": options},
@@ -112,7 +116,7 @@ def _mirb_item(record: Record, ask: Ask) -> Item:
     names = [images] if isinstance(images, str) else images
     return Item(
         f"{task}/{record['number']}",
-        f"{_announced(len(names))}{record['questions']}\n{_MIRB_PROMPT_OF[task]}",
+        f"{place_pictures('', len(names))}{record['questions']}\n{_MIRB_PROMPT_OF[task]}",
         _shown(names, ask, "MIRB"),
         str(record["answers"]),
         {"task": task},
@@ -127,20 +131,16 @@ def _mirb_score(run: Answered) -> Result:
     tasks = _shares((item.extra["task"], hit) for item, hit in zip(run.items, hits, strict=True))
     means = mirb.group_means(tasks)
     figures = {"Mean": means.pop("Mean", sum(hits) / len(hits)), **means, **tasks}
-    missing = [task for group in mirb.GROUPS.values() for task in group if task not in tasks]
-    notes = {"tasks that are not there": len(missing)} if missing else {}
     lines = [f"{name} Acc: {figures[name]}" for name in (*means, "Mean")]
-    return Result(figures, "Mean", [float(hit) for hit in hits], notes, lines)
+    return Result(figures, "Mean", [float(hit) for hit in hits], lines=lines)
 
 
 def _mirb_read(root: Path) -> Iterator[Record]:
-    """The files that are tasks; their names are."""
-    paths = [path for path in find(root, ["MIRB/*.json"]) if path.stem in _MIRB_PROMPT_OF]
-    if not paths:
-        raise DataError(f"{root / 'MIRB'}: no file of a task ({', '.join(sorted(_MIRB_PROMPT_OF))}); is it MIRB?")
-    for path in paths:
-        for number, record in enumerate(read_records(path), 1):
-            yield {**record, "task": path.stem, "number": number}
+    """The files that are tasks, called like them; there may be variants beside those of the groups."""
+    for path in find(root, ["MIRB/*.json"]):
+        if path.stem in _MIRB_PROMPT_OF:
+            for number, record in enumerate(read_records(path), 1):
+                yield {**record, "task": path.stem, "number": number}
 
 
 # -- MMIU -----------------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def _mirb_read(root: Path) -> Iterator[Record]:
 def _mmiu_item(record: Record, ask: Ask) -> Item:
     images = record["input_image_path"]
     names = [images] if isinstance(images, str) else images
-    tags = _announced(len(names)) if len(names) > 1 else ""
+    tags = place_pictures("", len(names)) if len(names) > 1 else ""
     parts = [record["question"], record["context"], LETTER]
     found = (_OPTION.match(line.strip()) for line in str(record["options"]).split("\n"))
     return Item(
@@ -169,7 +169,8 @@ def _mmiu_score(run: Answered) -> Result:
     figures = {"Overall": sum(tasks.values()) / len(tasks), **tasks}
     lines = [f"{name} accuracy: {value}" for name, value in [*tasks.items(), ("Overall", figures["Overall"])]]
     notes = {"answers without a letter": unresolved}
-    return Result(figures, "Overall", [float(hit) for hit in hits], notes, lines)
+    missing = [task for task in _MMIU_TASKS if task not in tasks]
+    return Result(figures, "Overall", [float(hit) for hit in hits], notes, lines, missing)
 
 
 def _mmiu_guide(root: Path) -> Iterator[Record]:
@@ -208,7 +209,7 @@ TASKS = (
     Task(
         "MIRB",
         "MIRB, relations between pictures",
-        (Layout("guide", ("MIRB/*.json",), _mirb_read, f"{_HUB}VLLMs/MIRB"),),
+        (Layout("guide", tuple(f"MIRB/{task}.json" for task in _MIRB_TASKS), _mirb_read, f"{_HUB}VLLMs/MIRB"),),
         _mirb_item,
         _mirb_score,
         max_new_tokens=512,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from internvl_chat.errors import DataError
+from internvl_chat.eval.results import write_whole
 from internvl_chat.eval.sources import DATA, field_of, keep_picture, picture, read_json, read_records, write_records
 from internvl_chat.eval.task import Answered, Ask, Item, Layout, OutputFile, Record, Result
 from internvl_chat.eval.tasks.common import SHORT, json_file, one
@@ -199,7 +200,7 @@ def guide_writer(
         names = ("image", "question", "question_id", "answer")
         write_records(root / path, [{name: row[name] for name in names if row.get(name) is not None} for row in rows])
         if annotations and not (root / annotations).exists():
-            write_json(root / annotations, document(rows))
+            write_document(root / annotations, document(rows))
 
     return write
 
@@ -214,9 +215,6 @@ def kept(root: Path, record: Record, folder: str) -> str:
     return f"{DATA}{folder}/{name}"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """A JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-    part.replace(path)
+def write_document(path: Path, value: Any) -> None:
+    """An annotation file: JSON on one line, as releases have it; whole or not at all. Raises ConfigError."""
+    write_whole(path, json.dumps(value, ensure_ascii=False).encode())

@@ -12,7 +12,8 @@ from typing import Any
 from internvl_chat.errors import DataError
 from internvl_chat.eval.sources import field_of, read_table, unpacked
 from internvl_chat.eval.task import Ask, Layout, Record
-from internvl_chat.infer.pictures import Shown
+from internvl_chat.eval.tasks.common import LETTER, LETTER_CN
+from internvl_chat.infer.pictures import Shown, place_pictures
 
 FOLDER = "LMUData"
 _ADDRESS = "https://opencompass.openxlab.space/utils/VLMEval/{}.tsv"
@@ -21,8 +22,6 @@ _REFERENCE = 64
 # Tiles that all pictures of a question share.
 TOTAL_TILES = 64
 _CHINESE = re.compile("[\u4e00-\u9fff]")
-_LETTER = "Answer with the option's letter from the given choices directly."
-_LETTER_CN = "请直接回答选项字母。"
 _DIRECT = "Answer the question directly."
 _DIRECT_CN = "请直接回答问题。"
 
@@ -102,7 +101,7 @@ def option_prompt(record: Mapping[str, Any]) -> str:
     text = "\n".join(parts)
     chinese = _CHINESE.search(text) is not None
     if options:
-        return f"{text}\n{_LETTER_CN if chinese else _LETTER}"
+        return f"{text}\n{LETTER_CN if chinese else LETTER}"
     return f"{text}\n{_DIRECT_CN if chinese else _DIRECT}"
 
 
@@ -118,5 +117,4 @@ def shown_with(text: str, images: Iterable[str], ask: Ask, enlarge: int = 1) -> 
     shown = tuple(Shown(path, limit, enlarge if place == 0 else 1) for place, path in enumerate(paths))
     if len(paths) == 1:
         return text, shown
-    lines = "".join(f"Image-{number}: <image>\n" for number in range(1, len(paths) + 1))
-    return lines + text, shown
+    return place_pictures("", len(paths)) + text, shown

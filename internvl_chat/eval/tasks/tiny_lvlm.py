@@ -15,6 +15,7 @@ _ABILITIES = (
     "Visual_Reasoning", "Visual_Perception", "Visual_Knowledge_Acquisition", "Visual_Commonsense",
     "Object_Hallucination",
 )  # fmt: skip
+_FILES = {ability: f"{_FOLDER}/{ability}/dataset.json" for ability in _ABILITIES}
 
 
 def _item(record: Record, ask: Ask) -> Item:
@@ -50,11 +51,9 @@ def _files(run: Answered) -> list[OutputFile]:
 
 
 def _read(root: Path) -> Iterator[Record]:
-    for ability in _ABILITIES:
-        path = root / _FOLDER / ability / "dataset.json"
-        if path.is_file():
-            for number, record in enumerate(read_records(path), 1):
-                yield {**record, "ability": ability, "number": number}
+    for ability, file in _FILES.items():
+        for number, record in enumerate(read_records(root / file), 1):
+            yield {**record, "ability": ability, "number": number}
 
 
 TASKS = (
@@ -64,7 +63,7 @@ TASKS = (
         (
             Layout(
                 "guide",
-                (f"{_FOLDER}/*/dataset.json",),
+                tuple(_FILES.values()),
                 _read,
                 "https://github.com/OpenGVLab/Multi-Modality-Arena/tree/main/tiny_lvlm_evaluation",
             ),

@@ -18,6 +18,9 @@ MANTIS = (
         "images": [png(3), png(4)], "options": [], "answer": "Yes", "data_source": "x", "category": "y",
     },
 )  # fmt: skip
+MIRB_OTHERS = (
+    "3d_scene", "arxiv", "attribute", "codeu", "food", "image_jigsaw", "plot_code", "sightseeing", "visual_chain",
+)  # fmt: skip
 MMIU = (
     {
         "task": "ordering", "question": "Which?", "context": "Select from:\nA: one\nB: two",
@@ -38,6 +41,8 @@ def mirb(root: Path) -> None:
     images = ["images/a.png", "images/b.png"]
     for number, name in enumerate(images):
         picture(root / "MIRB" / name, number)
+    for task in MIRB_OTHERS:
+        json_file(root / f"MIRB/{task}.json", [{"questions": f"What of {task}?", "answers": "x", "images": images}])
     json_file(root / "MIRB/count.json", [{"questions": "How many cats?", "answers": 3, "images": images}])
     json_file(root / "MIRB/analogy.json", [{"questions": "The same?", "answers": "No", "images": images}])
     json_file(root / "MIRB/other.json", [{"something": "else"}])

@@ -1,4 +1,4 @@
-"""Miniature Tiny LVLM: two abilities."""
+"""Miniature Tiny LVLM: five abilities."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ RECORDS = {
         {"image_path": "a.png", "question": "What is it?", "gt_answers": ["dog", "a puppy"]},
         {"image_path": "b.png", "question": "How many?", "gt_answers": "two"},
     ],
+    "Visual_Perception": [{"image_path": "a.png", "question": "Which colour?", "gt_answers": "red"}],
+    "Visual_Knowledge_Acquisition": [{"image_path": "a.png", "question": "Who?", "gt_answers": "Ada"}],
+    "Visual_Commonsense": [{"image_path": "a.png", "question": "Can it fly?", "gt_answers": "no"}],
     "Object_Hallucination": [{"image_path": "a.png", "question": "Is there a cat?", "gt_answers": "no"}],
 }
 

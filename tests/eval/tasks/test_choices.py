@@ -9,12 +9,18 @@ from pathlib import Path
 import pytest
 
 from internvl_chat.errors import DataError
-from internvl_chat.eval.registry import resolve
+from internvl_chat.eval.registry import resolve, tasks
 from tests.eval.harness import ask, format_cases
 from tests.eval.mini import mmbench, mmvp, realworld, seed
 from tests.eval.mini.blobs import base64_png, table
 from tests.eval.mini.common import jsonl, picture
 from tests.eval.tasks.test_yes_no import asked_of, items_of
+
+
+def test_who_writes_sheets_says_so() -> None:
+    """Before the model is asked, not behind its last answer."""
+    found = {task.name for task in tasks().values() if "openpyxl" in task.needs}
+    assert found == {name for name in tasks() if name.lower().startswith(("mmbench", "ccbench"))}
 
 
 def sheet(content: bytes) -> tuple[list[str], list[dict[str, object]]]:

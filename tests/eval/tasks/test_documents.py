@@ -10,6 +10,7 @@ import pytest
 
 from internvl_chat.errors import DataError
 from internvl_chat.eval.registry import tasks
+from tests.eval.cases import cases, expected
 from tests.eval.harness import ask, format_cases
 from tests.eval.mini import write_task
 from tests.eval.mini.common import json_file, jsonl, picture
@@ -116,13 +117,28 @@ def test_releases(tmp_path: Path, name: str, release: str) -> None:
     assert items[1]["gold"] == (None if name.endswith("_test") else ["gold 1", "x"])
 
 
+@pytest.mark.parametrize("case", cases("anls_submission_check"), ids=lambda case: case["id"])
+def test_questions_and_annotations_of_one_release(tmp_path: Path, case: dict[str, Any]) -> None:
+    if not isinstance(case["prediction"], list):
+        return  # the answers are ours, one for each question
+    picture(tmp_path / "a.png")
+    rows = [{"image": "data/a.png", "question": "?", "question_id": one["questionId"]} for one in case["prediction"]]
+    jsonl(tmp_path / "docvqa/val.jsonl", rows)
+    json_file(tmp_path / "docvqa/val/val_v1.0.json", case["ground_truth"])
+    if expected(case) == "ok":
+        assert len(ask("vqa-docvqa-val", tmp_path, ["a", "b"]).items) == len(rows)
+        return
+    with pytest.raises(DataError, match="take both of one release"):
+        ask("vqa-docvqa-val", tmp_path, ["a", "b"])
+
+
 def test_questions_that_the_annotation_file_has_alone(tmp_path: Path) -> None:
     WRITERS["docvqa_val"](tmp_path)
     path = tmp_path / "docvqa/val/val_v1.0.json"
     document = json.loads(path.read_text())
     document["data"].append({"questionId": 9, "question": "?", "answers": ["x"]})
     json_file(path, document)
-    with pytest.raises(DataError, match="3 answers to 4 questions"):
+    with pytest.raises(DataError, match=r"val_v1\.0\.json: 1 questions that docvqa/val\.jsonl does not have, '9' for"):
         ask("vqa-docvqa-val", tmp_path, ["x"] * 3)
     json_file(path, {"dataset_name": "d"})
     with pytest.raises(DataError, match="no field 'data'"):

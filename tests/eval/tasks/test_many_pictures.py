@@ -10,6 +10,8 @@ import pytest
 
 from internvl_chat.data.tiles import TileSettings
 from internvl_chat.errors import ConfigError, DataError
+from internvl_chat.eval.prepare import verify
+from internvl_chat.eval.registry import resolve
 from internvl_chat.infer.pictures import Joined, Video, cut_shown, read_video
 from tests.eval.harness import Asked, ask, format_cases
 from tests.eval.mini import mmmu, mmmu_pro, mvbench, several
@@ -50,6 +52,7 @@ def test_mmmu_pictures(tmp_path: Path) -> None:
     assert math.turns[0].text.count("<image>") == 1
     assert asked.result is not None
     assert asked.result.figures["Overall"] == 1.0
+    assert len(asked.result.missing) == 28 and "Music" in asked.result.missing
 
 
 def test_mmmu_without_tiles(tmp_path: Path) -> None:
@@ -73,6 +76,18 @@ def test_mmmu_test_is_scored_where_its_answers_are(tmp_path: Path) -> None:
     asked = ask("mmmu-test", tmp_path, ["A", "7.0"])
     assert asked.result is None
     assert '"test_Art_1": "A"' in asked.files["MMMU_test.json"].content.decode()
+
+
+def test_mmmu_of_which_some_answers_are_lost(tmp_path: Path) -> None:
+    """Before a model is asked: their questions would count as wrong."""
+    mmmu.WRITERS["MMMU_test"](tmp_path)
+    json_file(tmp_path / "MMMU/answer_dict_test.json", {"test_Art_1": {"ground_truth": "B"}})
+    with pytest.raises(DataError, match=r"answer_dict_test\.json: 1 of 2 questions .* the first is 'test_Math_1'"):
+        items_of("mmmu-test", tmp_path)
+    mmmu.WRITERS["MMMU_dev"](tmp_path)
+    parquet(tmp_path / "MMMU/Art/dev-00000-of-00001.parquet", [mmmu.rows("dev")["Art"][0] | {"answer": None}])
+    with pytest.raises(DataError, match=r"dev-\*\.parquet: 1 of 2 questions .* the first is 'dev_Art_1'"):
+        items_of("mmmu-dev", tmp_path)
 
 
 @pytest.mark.parametrize(("key", "options"), [("mmmu-val", {"cot": "on"}), ("mmmu-val-cot", {})])
@@ -140,6 +155,12 @@ def test_mmmu_pro_missing_picture(tmp_path: Path) -> None:
         items_of("mmmu-pro-std10", tmp_path)
 
 
+def test_mmmu_pro_without_an_answer(tmp_path: Path) -> None:
+    parquet(tmp_path / "MMMU_Pro/standard (10 options)/test-0.parquet", [mmmu_pro.STANDARD[1] | {"answer": None}])
+    with pytest.raises(DataError, match="test_Art_2: the answer None is none of the options"):
+        items_of("mmmu-pro-std10", tmp_path)
+
+
 # -- MVBench --------------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +187,7 @@ def test_mvbench_frames(tmp_path: Path) -> None:
         "Action Sequence": 100.0, "Action Antonym": 0.0, "Episodic Reasoning": 0.0, "Avg": pytest.approx(100 / 3),
     }  # fmt: skip
     assert asked.result.notes["answers without a word, which the original counts as right"] == 1
-    assert asked.result.notes["tasks that are not there"] == 17
+    assert len(asked.result.missing) == 17 and "Action Prediction" in asked.result.missing
     sequence, antonym, episode = (item.shown[0].source for item in asked.items)
     assert isinstance(sequence, Video)
     # 0.5 s to 1.5 s at ten frames a second: 5 to 15.
@@ -241,10 +262,10 @@ def test_mantis_with_one_picture(tmp_path: Path) -> None:
 def test_silence_is_wrong(tmp_path: Path, answer: str) -> None:
     several.mirb(tmp_path)  # "no" is the gold of the first
     parquet(tmp_path / "mantis_eval/mantis_eval/test-0.parquet", [several.MANTIS[1] | {"answer": answer}])
-    for key, number in (("mirb", 2), ("mantis", 1)):
-        result = ask(key, tmp_path, [answer] * number).result
+    for key in ("mirb", "mantis"):
+        result = ask(key, tmp_path, lambda item: answer).result
         assert result is not None
-        assert result.marks == [0] * number
+        assert not any(result.marks)
 
 
 def test_mantis_in_the_cache_of_the_original(tmp_path: Path) -> None:
@@ -255,27 +276,35 @@ def test_mantis_in_the_cache_of_the_original(tmp_path: Path) -> None:
 
 def test_mirb(tmp_path: Path) -> None:
     several.mirb(tmp_path)
-    asked = ask("mirb", tmp_path, ["no", "There are 3"])
-    assert asked.prompts[1] == "Image-1: <image>\nImage-2: <image>\nHow many cats?\nAnswer with a single number."
+    asked = ask("mirb", tmp_path, lambda item: {"analogy/1": "no", "count/1": "There are 3"}.get(item.id, "?"))
+    prompts = dict(zip([item.id for item in asked.items], asked.prompts, strict=True))
+    assert prompts["count/1"] == "Image-1: <image>\nImage-2: <image>\nHow many cats?\nAnswer with a single number."
     assert asked.result is not None
-    assert asked.result.figures == {"Mean": 1.0, "Reasoning": 1.0, "Perception": 1.0, "analogy": 1.0, "count": 1.0}
-    assert list(asked.result.lines) == ["Reasoning Acc: 1.0", "Perception Acc: 1.0", "Mean Acc: 1.0"]
-    assert [record["gt_answers"] for record in told(asked, "MIRB.json")] == ["No", "3"]
-    assert asked.result.notes == {"tasks that are not there": 9}
+    means = {"Mean": (1 / 4 + 1 / 3) / 4, "Knowledge": 0, "Reasoning": 1 / 4, "Perception": 1 / 3, "Multi-Hop": 0}
+    tasks = dict.fromkeys((item.extra["task"] for item in asked.items), 0.0) | {"analogy": 1.0, "count": 1.0}
+    assert asked.result.figures == pytest.approx(means | tasks)
+    assert [line.split(" Acc: ")[0] for line in asked.result.lines] == [*list(means)[1:], "Mean"]
+    assert {record["id"]: record["gt_answers"] for record in told(asked, "MIRB.json")}["count/1"] == "3"
+
+
+def test_mirb_is_a_mean_of_all_tasks(tmp_path: Path) -> None:
+    several.mirb(tmp_path)
+    (tmp_path / "MIRB/food.json").unlink()
+    with pytest.raises(DataError, match=r"not there: .*/MIRB/food\.json; docs"):
+        items_of("mirb", tmp_path)
+    (task,) = resolve(["mirb"])
+    assert f"lacks {tmp_path}/MIRB/food.json, the rest is there" in verify(task, tmp_path).text()
+    json_file(tmp_path / "MIRB/food.json", [])
+    with pytest.raises(DataError, match=r"MIRB/food\.json.* is empty"):
+        items_of("mirb", tmp_path)
 
 
 def test_mirb_with_one_picture(tmp_path: Path) -> None:
     several.mirb(tmp_path)
     rows = [{"questions": "How many?", "answers": 3, "images": images} for images in (["images/a.png"], "images/a.png")]
     json_file(tmp_path / "MIRB/count.json", rows)
-    one = "<image>\nHow many?\nAnswer with a single number."
-    assert ask("mirb", tmp_path, [""] * 3).prompts[1:] == [one, one]
-
-
-def test_mirb_of_other_files(tmp_path: Path) -> None:
-    json_file(tmp_path / "MIRB/foo.json", [])
-    with pytest.raises(DataError, match="no file of a task"):
-        items_of("mirb", tmp_path)
+    texts = [item.text for item in items_of("mirb", tmp_path) if item.extra["task"] == "count"]
+    assert texts == ["<image>\nHow many?\nAnswer with a single number."] * 2
 
 
 def test_mmiu(tmp_path: Path) -> None:
@@ -293,3 +322,4 @@ def test_mmiu(tmp_path: Path) -> None:
     assert asked.result.figures == {"Overall": 0.5, "ordering": 1.0, "counting": 0.0}
     assert list(asked.result.lines) == ["ordering accuracy: 1.0", "counting accuracy: 0.0", "Overall accuracy: 0.5"]
     assert [record["answer"] for record in told(asked, "mmiu.json")] == ["two", "B"]
+    assert len(asked.result.missing) == 20 and asked.result.missing[0] == "point_tracking"

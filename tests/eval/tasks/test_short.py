@@ -10,7 +10,7 @@ import pytest
 from internvl_chat.errors import DataError
 from internvl_chat.eval.sources import read_records
 from internvl_chat.eval.task import Answered, Item, Record
-from internvl_chat.eval.tasks.short import commonest, guide_writer, kept, layout, marked, write_json
+from internvl_chat.eval.tasks.short import commonest, guide_writer, kept, layout, marked, write_document
 from tests.eval.mini.common import picture
 
 
@@ -28,7 +28,7 @@ def test_pictures_go_to_the_guides_place_once(tmp_path: Path) -> None:
 
 
 def test_an_annotation_file_that_is_there_stays(tmp_path: Path) -> None:
-    write_json(tmp_path / "gold.json", {"kept": 1})
+    write_document(tmp_path / "gold.json", {"kept": 1})
     write = guide_writer("q.jsonl", "pics", "gold.json")
     write(tmp_path, [{"image": "data/a.png", "question": "Q", "question_id": 1, "answers": ["x"], "number": 0}])
     assert (tmp_path / "gold.json").read_text() == '{"kept": 1}'

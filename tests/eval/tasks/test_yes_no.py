@@ -8,8 +8,9 @@ import pytest
 
 from internvl_chat.errors import DataError
 from internvl_chat.eval.items import load_items, options_of
+from internvl_chat.eval.prepare import verify
 from internvl_chat.eval.registry import resolve
-from internvl_chat.eval.task import Ask, Item
+from internvl_chat.eval.task import Answered, Ask, Item
 from internvl_chat.eval.tasks.common import SHORT
 from tests.eval.harness import ask, format_cases
 from tests.eval.mini import mme, pope, tiny_lvlm
@@ -43,7 +44,7 @@ def test_mme_by_hand(tmp_path: Path) -> None:
         "perception": 125.0, "cognition": 100.0, "total": 225.0, "existence": 125.0, "code_reasoning": 100.0,
     }  # fmt: skip
     assert asked.result.marks == [1, 1, 1, 0, 1, 1, 0, 0]
-    assert asked.result.notes == {"subtasks that are not there": 12}
+    assert len(asked.result.missing) == 12 and asked.result.missing[:2] == ["count", "position"]
     assert sorted(asked.files) == ["code_reasoning.txt", "existence.txt"]
     assert asked.files["existence.txt"].content.decode().splitlines()[2] == (
         f"0002.jpg\tIs it a cat 2? Please answer yes or no. {SHORT}\tYes\tyes sir"
@@ -107,6 +108,7 @@ def test_pope_as_the_original_writes_it(tmp_path: Path, case: dict) -> None:
     assert asked.files["pope.json"].content.decode() == content
     assert asked.result is not None
     assert list(asked.result.lines) == case["stdout"][3:]
+    assert asked.result.missing == ["popular", "adversarial"]
 
 
 def test_pope_by_hand(tmp_path: Path) -> None:
@@ -119,6 +121,7 @@ def test_pope_by_hand(tmp_path: Path) -> None:
     assert figures["adversarial/f1"] == 1.0
     assert figures["overall_f1"] == pytest.approx(100 * (2 / 3 + 1 + 1) / 3)
     assert asked.result.notes == {"answers without a clear yes or no": 1, "empty answers, which count as yes": 1}
+    assert not asked.result.missing
 
 
 def test_pope_aloud(tmp_path: Path) -> None:
@@ -173,17 +176,36 @@ def test_pope_refuses_labels_of_another_release(tmp_path: Path) -> None:
 def test_tiny_lvlm_as_the_original_writes_it(tmp_path: Path, case: dict) -> None:
     folder = tmp_path / "tiny_lvlm/updated_datasets/Visual_Reasoning"
     picture(folder / "a.png")
+    tiny_lvlm.guide(tmp_path)
     json_file(folder / "dataset.json", [case["input_record"]])
-    asked = ask("tiny_lvlm", tmp_path, case["model_answers"])
-    assert asked.prompts == case["prompts_seen"]
+    (task,) = resolve(["tiny_lvlm"])
+    assert task.score is not None and task.files is not None
+    run = Answered(items_of("tiny_lvlm", tmp_path)[:1], case["model_answers"])  # of one ability, as there
+    assert [item.text for item in run.items] == case["prompts_seen"]
     (content,) = case["files"].values()
-    assert asked.files["updated_datasets.json"].content.decode() == content
-    assert asked.result is not None
-    assert list(asked.result.lines) == case["stdout"][3:]
+    (file,) = task.files(run)
+    assert (file.name, file.content.decode()) == ("updated_datasets.json", content)
+    assert list(task.score(run).lines) == case["stdout"][3:]
+
+
+ABILITIES = (
+    "Visual_Reasoning", "Visual_Perception", "Visual_Knowledge_Acquisition", "Visual_Commonsense",
+    "Object_Hallucination",
+)  # fmt: skip
 
 
 def test_tiny_lvlm_by_hand(tmp_path: Path) -> None:
     tiny_lvlm.guide(tmp_path)
-    asked = ask("tiny_lvlm", tmp_path, ["It is the puppy!", "three", "No."])
+    asked = ask("tiny_lvlm", tmp_path, ["It is the puppy!", "three", "blue", "", "Yes", "No."])
     assert asked.result is not None
-    assert asked.result.figures == {"Visual_Reasoning": 0.5, "Object_Hallucination": 1.0, "Overall": 1.5}
+    assert asked.result.figures == {**dict(zip(ABILITIES, (0.5, 0, 0, 0, 1), strict=True)), "Overall": 1.5}
+
+
+def test_tiny_lvlm_is_a_sum_of_all_abilities_or_none(tmp_path: Path) -> None:
+    tiny_lvlm.guide(tmp_path)
+    lost = tmp_path / "tiny_lvlm/updated_datasets/Visual_Commonsense/dataset.json"
+    lost.unlink()
+    with pytest.raises(DataError, match=r"not there: .*Visual_Commonsense/dataset\.json; docs"):
+        items_of("tiny_lvlm", tmp_path)
+    (task,) = resolve(["tiny_lvlm"])
+    assert f"guide layout lacks {lost}, the rest is there" in verify(task, tmp_path).text()
