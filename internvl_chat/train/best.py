@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,23 @@ from internvl_chat.train import dist
 from internvl_chat.train.source import whole_models
 
 log = get_logger(__name__)
+
+
+def key_of(metric: str) -> str:
+    """A metric's key among those of an evaluation; the library lets ``eval_`` be left out."""
+    return f"eval_{metric.removeprefix('eval_')}"
+
+
+def may_be_best(args: TrainingArguments, control: TrainerControl, metrics: Mapping[str, float]) -> bool:
+    """Whether an evaluation can make its step the best one.
+
+    A step that is not saved cannot be the best checkpoint, nor hide one that is worse but there.
+    """
+    wanted = args.metric_for_best_model
+    if wanted is not None and key_of(wanted) not in metrics:
+        log.warning("--metric_for_best_model %s: no figure at this evaluation, so it cannot be the best", wanted)
+        return False
+    return args.save_strategy == SaveStrategy.BEST or control.should_save
 
 
 class EvaluationTimes(TrainerCallback):

@@ -13,6 +13,7 @@ from internvl_chat.data.corpus import Corpus
 from internvl_chat.errors import ConfigError, nearest
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.train.benchmarks import Benchmarks, build_benchmarks
+from internvl_chat.train.best import key_of
 from internvl_chat.train.held_out import build_validator
 from internvl_chat.train.source import Draft, ModelSource
 from internvl_chat.train.validate import LossOf, Validator, describe
@@ -82,8 +83,3 @@ def check_metric(wanted: str | None, measured: Sequence[str]) -> None:
         f"--metric_for_best_model {wanted}: is not measured; measured are {', '.join(measured)}"
         + nearest(key_of(wanted), measured)
     )
-
-
-def key_of(metric: str) -> str:
-    """A metric's key among those of an evaluation; the library lets ``eval_`` be left out."""
-    return f"eval_{metric.removeprefix('eval_')}"

@@ -18,7 +18,6 @@ from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
-from transformers.trainer_utils import SaveStrategy
 
 from internvl_chat.config.train import TrainArguments
 from internvl_chat.data.batch import Batch
@@ -32,8 +31,8 @@ from internvl_chat.model.flops import peak_flops, tower_flops, trains_of
 from internvl_chat.model.lora import load_trained, save_adapter, unwrap
 from internvl_chat.model.token_rows import folded_state, token_row_ids
 from internvl_chat.train import dist
-from internvl_chat.train.best import load_best
-from internvl_chat.train.evaluation import Evaluation, key_of
+from internvl_chat.train.best import load_best, may_be_best
+from internvl_chat.train.evaluation import Evaluation
 from internvl_chat.train.inputs import MicroBatch, make_micro_batch, send
 from internvl_chat.train.metrics import COLUMNS, Meter, step_counts
 from internvl_chat.train.nonfinite import StepGuard, check_deepspeed, ledger_path, poison
@@ -232,13 +231,7 @@ class InternVLTrainer(Trainer):
         return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        # A step that is not saved cannot be the best checkpoint, nor hide one that is worse but there.
-        kept = self.args.save_strategy == SaveStrategy.BEST or self.control.should_save
-        wanted = self.args.metric_for_best_model
-        if wanted is not None and key_of(wanted) not in metrics:
-            log.warning("--metric_for_best_model %s: no figure at this evaluation, so it cannot be the best", wanted)
-            return False
-        return kept and super()._determine_best_metric(metrics, trial)
+        return may_be_best(self.args, self.control, metrics) and super()._determine_best_metric(metrics, trial)
 
     def _load_best_model(self) -> None:
         if self.control.should_training_stop and self.state.global_step < self.state.max_steps:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerControl
 from transformers.trainer_utils import SaveStrategy
 
 from internvl_chat import cli
@@ -29,7 +30,7 @@ from internvl_chat.model.tokenizer import load_tokenizer
 from internvl_chat.train import benchmarks
 from internvl_chat.train import main as training
 from internvl_chat.train.benchmarks import Benchmarks, build_benchmarks, choose
-from internvl_chat.train.trainer import InternVLTrainer
+from internvl_chat.train.best import may_be_best
 from tests.eval.mini import writers
 from tests.eval.mini.common import jsonl, picture
 from tests.train.asked import ACCURACY, TOLD, items_of, telling
@@ -355,10 +356,12 @@ def test_a_scorer_that_stumbles_does_not_end_the_run(
 
 def test_an_evaluation_without_the_figure_is_not_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("internvl_chat.train.trainer.log.warning", lambda text, *values: said.append(text % values))
-    args = Namespace(metric_for_best_model="sqa_test/a", save_strategy=SaveStrategy.BEST)
-    trainer: Any = Namespace(args=args, control=Namespace(should_save=True))
-    assert not InternVLTrainer._determine_best_metric(trainer, {"eval_other": 1.0}, None)
+    monkeypatch.setattr("internvl_chat.train.best.log.warning", lambda text, *values: said.append(text % values))
+    args: Any = Namespace(metric_for_best_model="sqa_test/a", save_strategy=SaveStrategy.BEST)
+    control = TrainerControl()
+    assert may_be_best(args, control, {"eval_sqa_test/a": 1.0})
+    assert not said
+    assert not may_be_best(args, control, {"eval_other": 1.0})
     assert said == ["--metric_for_best_model sqa_test/a: no figure at this evaluation, so it cannot be the best"]
 
 
