@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +171,8 @@ def _judges(args: argparse.Namespace, tasks: Sequence[Task]) -> Any:
 
 
 def _tell(run: Run) -> None:
+    from internvl_chat.eval.results import partial_of
+
     manifest = run.manifest
     print(f"\n== {manifest['task']}: {manifest['title']}")
     figures = run.metrics.get("figures", {})
@@ -178,12 +180,16 @@ def _tell(run: Run) -> None:
         print(line)
     if not run.metrics:
         print("no score here; the answers are written, and the file for a server where there is one")
-    if manifest["failed"] or manifest["limit"] is not None:
-        why = f"{manifest['failed']} without an answer" if manifest["failed"] else f"--limit {manifest['limit']}"
-        whole = max(manifest["there"], manifest["count"] or 0)
-        print(f"PARTIAL: {manifest['answered']} of {whole} items answered ({why}); this is no score")
-    elif not run.complete:
-        print(f"PARTIAL: the data here have {manifest['there']} items, the public set {manifest['count']}")
+    if (partial := partial_of(manifest)) is not None:
+        reasons = {
+            f"{manifest['failed']} without an answer": manifest["failed"],
+            f"--limit {manifest['limit']}": manifest["limit"] is not None,
+            f"the data here have {manifest['there']}": manifest["there"] < (manifest["count"] or 0),
+        }
+        why = ", ".join(reason for reason, holds in reasons.items() if holds)
+        print(f"{partial.replace('partial', 'PARTIAL', 1)}{f' ({why})' if why else ''}; this is no score")
+    if manifest["files_failed"]:
+        print(f"its files are not written: {manifest['files_failed']}")
     if "dynamic" in manifest["changed"]:
         print(f"NOTE: --dynamic {manifest['settings']['dynamic']} is not how this checkpoint was trained")
     print(f"-> {run.folder}")
@@ -191,24 +197,28 @@ def _tell(run: Run) -> None:
 
 def _finish(args: argparse.Namespace, setup: Setup, jobs: Sequence[Job], runs: Sequence[Run], asked: int) -> int:
     """Table and TensorBoard, by a process that finds all tasks ended. Returns the exit status."""
+    from internvl_chat.eval.report.runs import log_scalars, read_entries
     from internvl_chat.eval.report.table import markdown_table
-    from internvl_chat.eval.results import MANIFEST, find_runs, log_scalars, write_whole
+    from internvl_chat.eval.results import MANIFEST, write_whole
 
-    status = int(any(map(_unfinished, runs)) or len(jobs) < asked)
+    status = int(any(_unfinished(run.manifest) for run in runs) or len(jobs) < asked)
     folders = [setup.folder_of(job) for job in jobs]
     if not runs or not all((folder / MANIFEST).is_file() for folder in folders):
         return status  # another process is still at work, and will see the rest
-    done = [run for folder in folders for run in find_runs(folder)]
+    place = setup.out_dir / setup.model
+    entries, lost = read_entries(place)
+    for folder, why in lost.items():
+        logger.warning("%s: left out of the table, it cannot be read (%s)", folder, why)
+    done = [entry for entry in entries if entry.folder in folders]
     print(f"\n{markdown_table(done)}")
-    table = markdown_table(find_runs(setup.out_dir / setup.model))
-    write_whole(setup.out_dir / setup.model / "table.md", table.encode())
+    write_whole(place / "table.md", markdown_table(entries).encode())
     if args.tensorboard:
         log_scalars(Path(args.tensorboard), args.step, done)
-    return int(status or any(map(_unfinished, done)))
+    return int(status or len(done) < len(jobs) or any(_unfinished(entry.meta) for entry in done))
 
 
-def _unfinished(run: Run) -> bool:
-    return bool(run.manifest["failed"] or run.manifest["unjudged"])
+def _unfinished(manifest: Mapping[str, Any]) -> bool:
+    return any(manifest.get(name) for name in ("failed", "unjudged", "files_failed"))
 
 
 def _report(folder: Path) -> int:
@@ -249,7 +259,7 @@ def _look_after(args: argparse.Namespace) -> int:
 
 def _score_file(args: argparse.Namespace) -> int:
     """Score a file of answers that something else has made; what is left is as of an evaluation."""
-    from internvl_chat.eval.plan import plan_job
+    from internvl_chat.eval.plan import plan_jobs
     from internvl_chat.eval.results import PREDICTIONS, read_answers, write_whole
     from internvl_chat.eval.run import Setup, write_down
     from internvl_chat.launch import Launch
@@ -258,33 +268,25 @@ def _score_file(args: argparse.Namespace) -> int:
     if len(tasks) != 1:
         raise ConfigError(f"--predictions has the answers to one task; named: {', '.join(task.name for task in tasks)}")
     path = Path(args.predictions)
-    job = plan_job(tasks[0], wishes_of(args), dynamic=True)
-    found = read_answers(path)
-    known = {item.id: item for item in job.items}
-    if strange := [name for name in found if name not in known]:
-        raise ConfigError(
-            f"{path}: {tasks[0].name} has no item {strange[0]!r} (its first is {next(iter(known))!r}); are these the "
-            "answers to another task?"
-        )
+    (job,) = plan_jobs(tasks, wishes_of(args), dynamic=True)
+    found = read_answers(path, job)
     model = args.name or path.stem
     settings = {"checkpoint": None, "predictions": str(path.absolute()), "template": None}
     setup = Setup(Path(args.out_dir), model, settings, Launch(), "", judge=_judges(args, tasks))
-    folder = setup.folder_of(job)
-    if (folder / PREDICTIONS).exists() and (folder / PREDICTIONS).resolve() != path.resolve() and not args.overwrite:
-        raise ConfigError(
-            f"{folder} has answers already; --name NAME gives these another name, --overwrite replaces them"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / PREDICTIONS).resolve() != path.resolve():
+    answers = setup.folder_of(job) / PREDICTIONS
+    if answers.resolve() != path.resolve():
+        if answers.exists() and not args.overwrite:
+            what = f"{answers.parent} has answers already"
+            raise ConfigError(f"{what}; --name NAME gives these another name, --overwrite replaces them")
         lines = (
-            json.dumps({"id": name, "question": known[name].text, "answer": found[name], "gold": known[name].gold})
-            for name in known
-            if name in found
+            json.dumps({"id": item.id, "question": item.text, "answer": found[item.id], "gold": item.gold})
+            for item in job.items
+            if item.id in found
         )
-        write_whole(folder / PREDICTIONS, "".join(f"{line}\n" for line in lines).encode())
+        write_whole(answers, "".join(f"{line}\n" for line in lines).encode())
     run = write_down(job, setup, found, {})
     _tell(run)
     if run.metrics and run.metrics.get("lines"):
         for name, value in run.metrics["figures"].items():
             print(f"{name}: {value}")
-    return int(not run.complete or not run.metrics)
+    return int(_unfinished(run.manifest))

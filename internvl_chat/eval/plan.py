@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class Job:
     @property
     def whole(self) -> bool:
         """Whether these are all items of the public data set, as far as it is known how many it has."""
-        return self.limit is None and (self.task.count is None or self.there >= self.task.count)
+        return len(self.items) == self.there >= (self.task.count or 0)
 
     @property
     def data_hash(self) -> str:
@@ -125,6 +126,12 @@ def plan_job(task: Task, wishes: Wishes, dynamic: bool) -> Job:
     return Job(task, ask, items, generation, layout, there, digests, wishes.limit, changed)
 
 
+def _check_needs(task: Task) -> None:
+    """Raise ConfigError where files of the task could not be written. While training none are."""
+    if lacking := [name for name in task.needs if find_spec(name) is None]:
+        raise ConfigError(f"{task.name}: its files need {', '.join(lacking)}; pip install 'internvl_chat[eval]'")
+
+
 def generation_of(task: Task, options: Mapping[str, str], wishes: Wishes) -> dict[str, Any]:
     """Arguments of ``generate`` for a task: greedy, unless a temperature is given."""
     most = MAX_NEW_TOKENS if options.get("cot") == "on" else task.max_new_tokens
@@ -135,9 +142,9 @@ def generation_of(task: Task, options: Mapping[str, str], wishes: Wishes) -> dic
 
 
 def plan_jobs(tasks: Sequence[Task], wishes: Wishes, dynamic: bool, skip_missing: bool = False) -> list[Job]:
-    """The jobs of all tasks. What is wrong with their data is told at once, for all of them.
+    """The jobs of all tasks. What is wrong with their data or this machine is told at once, for all of them.
 
-    ``skip_missing``: leave out, with a warning, the tasks whose data cannot be used. Raises DataError, ConfigError.
+    ``skip_missing``: leave out, with a warning, the tasks that cannot be asked. Raises DataError, ConfigError.
     """
     known = {name for task in tasks for name in task.options}
     for name in wishes.options:
@@ -149,6 +156,7 @@ def plan_jobs(tasks: Sequence[Task], wishes: Wishes, dynamic: bool, skip_missing
     wrong: list[InternVLError] = []
     for task in tasks:
         try:
+            _check_needs(task)
             jobs.append(plan_job(task, wishes, dynamic))
         except (DataError, ConfigError) as error:
             wrong.append(error)

@@ -15,12 +15,21 @@ import torch
 
 from internvl_chat.constants import BATCH_TOKENS, READERS
 from internvl_chat.data.storage import Medium
-from internvl_chat.errors import ConfigError, DataError
+from internvl_chat.errors import ConfigError, DataError, InternVLError
 from internvl_chat.eval.items import media_of, question_of_item
-from internvl_chat.eval.judge import JudgeError
+from internvl_chat.eval.judge import JudgeError, Overheard
 from internvl_chat.eval.plan import Job
-from internvl_chat.eval.results import MANIFEST, PREDICTIONS, Run, read_answers, versions, write_files, write_result
-from internvl_chat.eval.task import Answered, Item, Judge, NoScore, Result
+from internvl_chat.eval.results import (
+    MANIFEST,
+    PREDICTIONS,
+    Run,
+    read_answers,
+    versions,
+    write_json,
+    write_scores,
+    write_whole,
+)
+from internvl_chat.eval.task import Answered, Item, Judge, NoScore, OutputFile, Result
 from internvl_chat.infer.answers_file import AnswersFile, Outcome, Words
 from internvl_chat.infer.batch import answers
 from internvl_chat.infer.loaded import Loaded
@@ -33,8 +42,8 @@ logger = get_logger(__name__)
 
 _WORDS = Words("", "--overwrite begins anew, another --out_dir keeps both", ", or give another --out_dir")
 _ERRORS_TOLD = 10
-# What a scorer may stumble over in answers that nobody has thought of.
-_STUMBLES = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError)
+# What a scorer, or who makes files, may stumble over in answers that nobody has thought of.
+SCORER_STUMBLES = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,6 @@ def run_job(job: Job, setup: Setup, load: Callable[[], Loaded]) -> Run | None:
         words=_WORDS,
     )
     with file:
-        before = file.done_before
         if file.todo:
             share = len(range(launch.rank, len(job.items), launch.world_size))
             if len(file.todo) < share:
@@ -93,7 +101,7 @@ def run_job(job: Job, setup: Setup, load: Callable[[], Loaded]) -> Run | None:
         what = "%s: this process is done, %d of %d items are there; the process that ends last scores"
         logger.info(what, job.task.name, outcome.there, len(job.items))
         return None
-    if not (outcome.merged or (before and launch.rank == 0)):
+    if not outcome.last:
         return None  # another process scores
     return _conclude(job, setup, outcome, started.isoformat(timespec="seconds"), time.monotonic() - clock)
 
@@ -151,12 +159,19 @@ def _name_of(source: Any) -> str:
     return str(Path(source).absolute()) if isinstance(source, (str, Path)) else "picture in memory"
 
 
-def score_answers(job: Job, answers_by_id: Mapping[str, str], model: str, judge: Judge | None) -> Result | None:
-    """What the answers are worth; an item without one counts as wrong. None where the task has no score here."""
-    if job.task.score is None or (job.task.judged == "needed" and judge is None):
+def score_answers(job: Job, answered: Answered) -> Result | None:
+    """What the answers are worth; an item without one counts as wrong. None where the task has no score here.
+
+    Raises JudgeError, also for a judge that never says anything.
+    """
+    if job.task.score is None or (job.task.judged == "needed" and answered.judge is None):
         return None
+    judge = None if answered.judge is None else Overheard(answered.judge)
     try:
-        return job.task.score(answered_of(job, answers_by_id, model, judge))
+        result = job.task.score(replace(answered, judge=judge))
+        if judge is not None:
+            judge.check(job.task.name)
+        return result
     except NoScore as error:
         logger.info("%s: no score (%s)", job.task.name, error)
         return None
@@ -179,29 +194,52 @@ def _conclude(job: Job, setup: Setup, outcome: Outcome, started: str, seconds: f
 
 
 def write_down(job: Job, setup: Setup, found: Mapping[str, str], more: Mapping[str, Any]) -> Run:
-    """Score the answers, by id, and leave marks, figures, files and manifest (with ``more`` in it) in the folder."""
+    """Score the answers, by id, and leave marks, figures, files and manifest (with ``more`` in it) in the folder.
+
+    The manifest last: a folder with it is one of a finished evaluation. Raises ConfigError.
+    """
     folder = setup.folder_of(job)
     judge = setup.judge(folder) if job.task.judged != "no" else None
-    unjudged = None
-    try:
-        result = score_answers(job, found, setup.model, judge)
-    except JudgeError as error:  # the answers are there, and so are the replies so far: other tasks go on
-        logger.error("%s: not scored (%s); the same command goes on with the judge", job.task.name, error)
-        result, unjudged = None, str(error)
-    except _STUMBLES as error:  # of the scorer: the answers stay
-        logger.error("%s: not scored (%s: %s)", job.task.name, type(error).__name__, error)
-        result, unjudged = None, f"{type(error).__name__}: {error}"
-    failed = len(job.items) - len(found)
-    manifest = {
+    answered = answered_of(job, found, setup.model, judge)
+    result, unjudged = _scored(job, answered)
+    # A scorer that sees the first items only misses more than the data do.
+    missing = [] if result is None or len(job.items) < job.there else list(result.missing)
+    complete = len(found) == len(job.items) and job.whole and not missing
+    write_scores(folder, job, setup.model, complete, result)
+    files, files_failed = _files_of(job, answered)
+    for file in files:
+        write_whole(folder / file.name, file.content)
+    ends = {
+        "complete": complete,
+        "missing": missing,
+        "answered": len(found),
+        "failed": len(job.items) - len(found),
+        "judge": None if judge is None else judge.name,
+        "unjudged": unjudged,
+        "files": [file.name for file in files],
+        "files_failed": files_failed,
+    }
+    manifest = {**_asked(job, setup), **ends, **more}
+    write_json(folder / MANIFEST, manifest)
+    if missing:
+        logger.warning("%s: the score is partial, the data here are without %s", job.task.name, ", ".join(missing))
+    if result is None:
+        return Run(folder, manifest)
+    for name, times in result.notes.items():
+        if times:
+            logger.info("%s: %s: %d", job.task.name, name, times)
+    return Run(folder, manifest, {"main": result.main, "figures": dict(result.figures), "lines": result.lines})
+
+
+def _asked(job: Job, setup: Setup) -> dict[str, Any]:
+    """What a manifest says of the data, the settings and the machine."""
+    return {
         "task": job.task.name,
         "title": job.task.title,
         "style": job.task.style,
         "model": setup.model,
         "checkpoint": setup.settings["checkpoint"],
-        "complete": failed == 0 and job.whole,
         "items": len(job.items),
-        "answered": len(found),
-        "failed": failed,
         "limit": job.limit,
         "there": job.there,
         "count": job.task.count,
@@ -214,19 +252,27 @@ def write_down(job: Job, setup: Setup, found: Mapping[str, str], more: Mapping[s
             "processes": setup.launch.world_size,
         },
         "changed": dict(job.changed),
-        "judge": None if judge is None else judge.model,
-        "unjudged": unjudged,
         "versions": versions(),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
-        **more,
     }
-    if job.task.files is not None:
-        answered = answered_of(job, found, setup.model, judge)
-        manifest["files"] = [path.name for path in write_files(folder, job.task.files(answered))]
-    write_result(folder, job, setup.model, manifest, result)
-    if result is not None:
-        for name, times in result.notes.items():
-            if times:
-                logger.info("%s: %s: %d of %d", job.task.name, name, times, len(job.items))
-    metrics = {} if result is None else {"main": result.main, "figures": dict(result.figures), "lines": result.lines}
-    return Run(folder, manifest, metrics)
+
+
+def _scored(job: Job, answered: Answered) -> tuple[Result | None, str | None]:
+    """The score, if there is one, or why there is none though there should be: other tasks go on."""
+    try:
+        return score_answers(job, answered), None
+    except JudgeError as error:  # the answers are there, and so are the replies so far
+        logger.error("%s: not scored (%s); the same command goes on with the judge", job.task.name, error)
+        return None, str(error)
+    except SCORER_STUMBLES as error:
+        logger.error("%s: not scored (%s: %s)", job.task.name, type(error).__name__, error)
+        return None, f"{type(error).__name__}: {error}"
+
+
+def _files_of(job: Job, answered: Answered) -> tuple[list[OutputFile], str | None]:
+    """The original's files and those for servers, or why they cannot be made."""
+    try:
+        return [] if job.task.files is None else list(job.task.files(answered)), None
+    except (InternVLError, *SCORER_STUMBLES) as error:
+        logger.error("%s: its files are not written (%s: %s)", job.task.name, type(error).__name__, error)
+        return [], f"{type(error).__name__}: {error}"

@@ -2,13 +2,15 @@
 
 While they come, ``OUTPUT.parts/`` has a file for each process, to which whole lines are added. OUTPUT itself is there
 only once every item has its line: the process that ends last puts it together, in the order of the items. A line is
-``{KEY_NAME: key, ..., "digest": what the item was}``, with "error" where there is no answer. ``OUTPUT.settings.json``
-says with which settings all were made. Processes share nothing but these files, so any number may go on another time.
+``{KEY_NAME: key, ..., "digest": what the item was, "sum": hash of the line}``, with "error" where there is no answer.
+``OUTPUT.settings.json`` says with which settings all were made. Processes share nothing but these files, so any number
+may go on another time.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -52,20 +54,18 @@ class _Place:
 class Outcome:
     """How it ended. ``whole``: OUTPUT is there; ``there``: items with a line; ``errors``: the lines without answer.
 
-    ``merged``: it was this process that put OUTPUT together.
+    ``last``: it falls to this process, and to no other of the run, to do what is due when all is there: it put OUTPUT
+    together, or nothing was left for anybody and it is rank 0.
     """
 
     whole: bool
     there: int
     errors: tuple[dict[str, Any], ...] = ()
-    merged: bool = field(default=False, compare=False)
+    last: bool = field(default=False, compare=False)
 
 
 class AnswersFile(Generic[Key]):
-    """One process's share of the answers. ``todo``: the keys that are still to be answered, in the items' order.
-
-    ``done_before``: OUTPUT was there already, with an answer to each.
-    """
+    """One process's share of the answers. ``todo``: the keys that are still to be answered, in the items' order."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class AnswersFile(Generic[Key]):
         ``items``: key (number or text) -> digest of what its answer depends on, but for ``settings`` (JSON), which are
         those of all. ``run``: the same in all processes of a run, another one in the next (``launch.name_of_run``);
         None: there is one process. ``overwrite``: forget what is there. Raises ConfigError where OUTPUT is of other
-        items or settings, is being written by somebody else, or cannot be written.
+        items or settings, is damaged, is being written by somebody else, or cannot be written.
         """
         self.path, self.items = path, dict(items)
         self._words = words or Words()
@@ -93,6 +93,7 @@ class AnswersFile(Generic[Key]):
         self._parts = path.with_name(f"{path.name}.parts")
         self._head = path.with_name(f"{path.name}.settings.json")
         self._key_name, self._run = key_name, uuid.uuid4().hex if run is None else run
+        self._rank, self._world_size = rank, world_size
         self._own = self._parts / f"{rank}.jsonl"
         self._fd: int | None = None
         share = list(self.items)[rank::world_size]
@@ -103,7 +104,6 @@ class AnswersFile(Generic[Key]):
         with self._told(), self._alone():
             self._check_head(json.loads(json.dumps(dict(settings))), overwrite)
             self.todo = self._unanswered(share)
-            self.done_before = path.exists() and not self._parts.is_dir() and not self._unanswered(self.items)
             if self.todo:
                 self._fd = self._lock_part(self._own)
                 self._drop_half_line()
@@ -142,15 +142,12 @@ class AnswersFile(Generic[Key]):
         with self._told(), self._alone():
             found = self._scan()
             there = sum(key in found and not self._is_stale(found[key]) for key in self.items)
-            last = there == len(self.items)
-            if last and (self._parts.is_dir() or not self.path.exists()):
-                errors = self._merge(found)
-            elif self.path.exists() and not self._parts.is_dir() and len(found) == len(self.items):
-                # Another process was the last one, and has told the errors.
-                return Outcome(True, len(found))
-            else:
-                return Outcome(False, there)
-        return Outcome(True, there, tuple(errors), merged=True)
+            if there == len(self.items) and (self._parts.is_dir() or not self.path.exists()):
+                return Outcome(True, there, tuple(self._merge(found)), last=True)
+            if self.path.exists() and not self._parts.is_dir() and len(found) == len(self.items):
+                # Put together by another process, which has told the errors; or before this run.
+                return Outcome(True, len(found), last=self._is_last(found))
+            return Outcome(False, there)
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
@@ -168,14 +165,31 @@ class AnswersFile(Generic[Key]):
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One process at a time looks at the settings, or puts OUTPUT together."""
-        with self._head.open("a") as file:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        while True:
+            with self._head.open("a") as file:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if self._head.exists() and os.path.samestat(os.fstat(file.fileno()), self._head.stat()):
+                    yield
+                    return  # else it was replaced while this process waited
+
+    def _write_head(self, head: Mapping[str, Any]) -> None:
+        part = self._head.with_name(f"{self._head.name}.part")
+        part.write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
+        part.replace(self._head)
+
+    def _read_head(self) -> dict[str, Any]:
+        return _parse(self._head.read_bytes()) or {}
+
+    def _is_last(self, found: Mapping[Key, _Place]) -> bool:
+        """Whether it is for this process to say how it ended, though it has put nothing together now."""
+        run, world_size, rank = self._read_head().get("last") or (None, 0, 0)
+        this_run = (run, world_size) == (self._run, self._world_size)
+        # An error is yet to be tried again by its process, which is the last one then.
+        return self._rank == (rank if this_run else 0) and not any(place.error for place in found.values())
 
     def _check_head(self, settings: dict[str, Any], overwrite: bool) -> None:
-        text = self._head.read_text(encoding="utf-8", errors="replace")
-        head = _parse(text.encode()) or {}
+        head = self._read_head()
         if overwrite and head.get("run") != self._run:
             for part in self._parts.glob("*.jsonl"):
                 os.close(self._lock_part(part))
@@ -185,13 +199,13 @@ class AnswersFile(Generic[Key]):
             self._compare(head["settings"], settings)
             return
         elif self.path.exists() or self._parts.is_dir():
-            if text:
+            if self._head.stat().st_size:
                 raise ConfigError(f"{self._head} is damaged, which says how {self.path.name} was made; {self._mend}")
             self._head.unlink()
             raise ConfigError(
                 f"{self.path} is there, but not {self._head.name}, which says how it was made; {self._mend}"
             )
-        self._head.write_text(json.dumps({"run": self._run, "settings": settings}, indent=2) + "\n", encoding="utf-8")
+        self._write_head({"run": self._run, "settings": settings})
 
     def _compare(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         for name in sorted({*before, *now}):
@@ -229,20 +243,22 @@ class AnswersFile(Generic[Key]):
             return
         with lines:
             for number, line in enumerate(lines, 1):
-                record = _parse(line) if line.endswith(b"\n") else None
-                if record is None or self._key_name not in record:
-                    if line.endswith(b"\n"):
-                        self._tell_unreadable(file, number)
-                else:
-                    key = record[self._key_name]
-                    if self._is_of_item(file, record):
-                        yield _Place(file, start, len(line), "error" in record, record.get("run")), key
+                if line.endswith(b"\n"):  # else a kill has cut it short
+                    record = _parse(line)
+                    if record is None or self._key_name not in record or not _is_as_written(record):
+                        self._tell_damaged(file, number)
+                    elif self._is_of_item(file, record):
+                        error = "error" in record
+                        yield _Place(file, start, len(line), error, record.get("run")), record[self._key_name]
                 start += len(line)
 
-    def _tell_unreadable(self, file: Path, number: int) -> None:
+    def _tell_damaged(self, file: Path, number: int) -> None:
         if file == self.path:
-            raise ConfigError(f"{file}, line {number} is not one that was written here; {self._mend}")
-        logger.warning("%s, line %d is damaged; its item is asked again", file, number)
+            raise ConfigError(
+                f"{file}:{number}: not as it was written here (damaged, or changed by hand); take the line out, then "
+                f"its item is asked again; {self._mend}"
+            )
+        logger.warning("%s:%d is damaged; its item is asked again", file, number)
 
     def _is_of_item(self, file: Path, record: Mapping[str, Any]) -> bool:
         """Whether a line is of an item as it is now; raises ConfigError for an answer that is not."""
@@ -288,14 +304,14 @@ class AnswersFile(Generic[Key]):
                 place = found[key]
                 line = _read(place)
                 if place.error:
-                    record = json.loads(line)
-                    record.pop("run", None)
+                    record = {name: value for name, value in json.loads(line).items() if name not in ("run", "sum")}
                     line = _to_line(record)
                     errors.append(record)
                 out.write(line)
             out.flush()
             os.fsync(out.fileno())
         merged.replace(self.path)
+        self._write_head({**self._read_head(), "last": [self._run, self._world_size, self._rank]})
         shutil.rmtree(self._parts, ignore_errors=True)
         return errors
 
@@ -315,7 +331,18 @@ def _read(place: _Place) -> bytes:
 
 
 def _to_line(record: Mapping[str, Any]) -> bytes:
-    try:
-        return (json.dumps(record, ensure_ascii=False) + "\n").encode()
-    except UnicodeEncodeError:  # half an emoji, as JSON can spell it
-        return (json.dumps(record) + "\n").encode()
+    """The record with its sum. Half an emoji, which UTF-8 has no bytes for, stays as JSON escapes it."""
+    record = json.loads(json.dumps(record))  # as it is read again: its keys are texts
+    text = json.dumps({**record, "sum": _sum_of(record)}, ensure_ascii=False)
+    return f"{text}\n".encode(errors="backslashreplace")
+
+
+def _sum_of(record: Mapping[str, Any]) -> str:
+    """Hash of what a record says, however its line is laid out."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_as_written(record: Mapping[str, Any]) -> bool:
+    """Whether a line is what its sum says; older ones have none."""
+    rest = {name: value for name, value in record.items() if name != "sum"}
+    return "sum" not in record or record["sum"] == _sum_of(rest)

@@ -20,6 +20,7 @@ from internvl_chat.errors import ConfigError, DataError, InternVLError
 from internvl_chat.eval.items import digest_of, question_of_item
 from internvl_chat.eval.plan import Job, Wishes, plan_job
 from internvl_chat.eval.registry import resolve
+from internvl_chat.eval.run import SCORER_STUMBLES
 from internvl_chat.eval.task import Answered, Item, NoScore, Result, Task
 from internvl_chat.infer.batch import answers
 from internvl_chat.infer.load import assemble
@@ -32,9 +33,6 @@ from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.train import dist
 
 log = get_logger(__name__)
-
-# What a scorer may stumble over when it sees only some items of a data set.
-_STUMBLES = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +57,7 @@ class Chosen:
         assert self.task.score is not None, "refused by _chosen"
         try:
             return self.task.score(Answered(self.items, texts, self.job.ask.options))
-        except _STUMBLES as error:
+        except SCORER_STUMBLES as error:
             part = len(self.items) < len(self.job.items)
             raise DataError(
                 f"--eval_tasks: {self.task.name} cannot be scored on {self.said} ({type(error).__name__}: {error}); "

@@ -9,13 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from internvl_chat.cli import main
+from internvl_chat.errors import DataError
+from internvl_chat.eval import command
 from internvl_chat.eval.command import parse
 from internvl_chat.eval.flags import wishes_of
+from internvl_chat.eval.plan import Wishes, plan_jobs
+from internvl_chat.eval.registry import resolve
+from internvl_chat.eval.task import OutputFile
+from tests.eval.mini import write_task
 from tests.eval.mini.common import jsonl, picture
 
 SHORT = ("--max_new_tokens", "4")
@@ -37,7 +44,7 @@ def test_a_score_with_its_manifest(here: Path, capsys: pytest.CaptureFixture[str
     manifest = json.loads((folder / "run.json").read_text())
     assert f"Acc@1: {metrics['figures']['accuracy']}" in out
     assert (manifest["complete"], manifest["answered"], manifest["there"], manifest["count"]) == (False, 3, 3, 2017)
-    assert "PARTIAL: the data here have 3 items, the public set 2017" in out
+    assert "PARTIAL: 3 of 2017 (the data here have 3); this is no score" in out
     assert manifest["checkpoint"].startswith(f"{(here / 'tiny').resolve().name} ")
     assert manifest["settings"]["generation"] == {"max_new_tokens": 4, "min_new_tokens": 1}
     assert manifest["settings"]["template"] == "internvl2_5"
@@ -51,14 +58,14 @@ def test_a_score_with_its_manifest(here: Path, capsys: pytest.CaptureFixture[str
 
 def test_a_limit_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "tiny", "scienceqa", *SHORT, "--limit", "2"]) == 0
-    assert "PARTIAL: 2 of 2017 items answered (--limit 2); this is no score" in capsys.readouterr().out
-    assert "partial" in (here / "results/tiny/table.md").read_text()
+    assert "PARTIAL: 2 of 2017 (--limit 2, the data here have 3); this is no score" in capsys.readouterr().out
+    assert "(partial: 2 of 2017)" in (here / "results/tiny/table.md").read_text()
 
 
 def test_items_that_fail_are_an_exit_status(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "data/scienceqa/images/b.png").write_bytes(b"")
     assert main(["eval", "tiny", "scienceqa", *SHORT]) == 1
-    assert "PARTIAL: 2 of 2017 items answered (1 without an answer); this is no score" in capsys.readouterr().out
+    assert "PARTIAL: 2 of 2017 (1 without an answer, the data here have 3); this" in capsys.readouterr().out
 
 
 def test_not_as_it_was_trained(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,19 +149,20 @@ def test_a_run_that_fails_twice_goes_on(here: Path, capsys: pytest.CaptureFixtur
 def test_a_scored_file_of_somebody_else(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answers = [{"id": str(number), "answer": letter} for number, letter in enumerate("BAA")]
     path = jsonl(here / "theirs.jsonl", answers)
-    assert main(["eval", "--predictions", str(path), "scienceqa"]) == 1, "three of 2017"
+    assert main(["eval", "--predictions", str(path), "scienceqa"]) == 0
     out = capsys.readouterr().out
-    assert "Acc@1: 0.6666666666666666" in out and "PARTIAL: the data here have 3 items" in out
+    assert "Acc@1: 0.6666666666666666" in out and "PARTIAL: 3 of 2017" in out
     metrics = json.loads((here / "results/theirs/sqa_test/metrics.json").read_text())
     assert metrics["figures"] == {"accuracy": 2 / 3}
     assert main(["eval", "--predictions", str(path), "scienceqa"]) == 2
     assert "has answers already" in capsys.readouterr().err
     jsonl(path, answers[:2])
     assert main(["eval", "--predictions", str(path), "scienceqa", "--overwrite"]) == 1
-    assert "PARTIAL: 2 of 2017 items answered (1 without an answer)" in capsys.readouterr().out
+    assert "PARTIAL: 2 of 2017 (1 without an answer" in capsys.readouterr().out
     for bad, message in (
         (answers + answers[:1], "theirs.jsonl:4: a second answer to '0'"),
-        ([{"id": "17", "answer": "A"}], "sqa_test has no item '17' (its first is '0')"),
+        ([{"id": "17", "answer": "A"}], "theirs.jsonl:1: sqa_test has no item '17' (its first is '0')"),
+        ([{"id": "0", "question": "How many?", "answer": "A"}], "theirs.jsonl:1: item '0' was asked 'How many?'"),
         ([{"id": "0", "text": "A"}], "theirs.jsonl:1: "),
     ):
         jsonl(path, bad)
@@ -163,6 +171,67 @@ def test_a_scored_file_of_somebody_else(here: Path, capsys: pytest.CaptureFixtur
     path.write_text(json.dumps(answers[0])[:-4])
     assert main(["eval", "--predictions", str(path), "scienceqa"]) == 2
     assert "theirs.jsonl:1: no JSON" in capsys.readouterr().err
+
+
+def test_a_file_of_answers_for_a_server(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is no score, and all is done."""
+    write_task("vizwiz_test", here / "data")
+    (job,) = plan_jobs(resolve(["vqa-vizwiz-test"]), Wishes(here / "data"), dynamic=True)
+    path = jsonl(here / "theirs.jsonl", [{"id": item.id, "answer": "Yes \ud83d"} for item in job.items])
+    assert main(["eval", "--predictions", str(path), "vqa-vizwiz-test"]) == 0
+    assert "no score here" in capsys.readouterr().out
+    assert (here / "results/theirs/vizwiz_test/vizwiz_test.json").is_file()
+
+
+def test_files_that_cannot_be_made_are_an_exit_status(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task has its score, the next one is asked all the same."""
+
+    def files(answered: object) -> list[OutputFile]:
+        raise DataError("no such sheet")
+
+    (task,) = resolve(["scienceqa"])
+    monkeypatch.setattr(command, "_tasks", lambda *given: [replace(task, files=files), replace(task, name="second")])
+    assert main(["eval", "tiny", "scienceqa", *SHORT]) == 1
+    out = capsys.readouterr().out
+    assert "its files are not written: DataError: no such sheet" in out
+    table = (here / "results/tiny/table.md").read_text()
+    assert "| sqa_test" in table and "| second" in table
+    assert main(["eval", "tiny", "scienceqa", *SHORT]) == 1
+
+
+def test_what_lies_damaged_beside_it_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The other tasks of a model do not end an evaluation of it."""
+    other = here / "results/tiny/other"
+    other.mkdir(parents=True)
+    whole = {"task": "x", "model": "tiny", "complete": True}
+    for manifest, metrics, why in (
+        ('{"task": "x"}', "{}", "KeyError: 'model'"),
+        ('{"task"', "{}", "JSONDecodeError"),
+        ("[]", "{}", "TypeError"),
+        (json.dumps(whole), "[]", "AttributeError"),
+    ):
+        (other / "run.json").write_text(manifest)
+        (other / "metrics.json").write_text(metrics)
+        assert main(["eval", "tiny", "scienceqa", *SHORT]) == 0
+        (told,) = [line for line in capsys.readouterr().err.splitlines() if "left out of the table" in line]
+        assert f" {Path('results/tiny/other')}: " in told and why in told
+        assert "| sqa_test" in (here / "results/tiny/table.md").read_text()
+
+
+def test_an_answer_that_was_changed_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "tiny", "scienceqa", *SHORT]) == 0
+    path = here / "results/tiny/sqa_test+max_new_tokens=4/predictions.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[1]["answer"] = lines[1]["gold"]
+    jsonl(path, lines)
+    assert main(["eval", "tiny", "scienceqa", *SHORT]) == 2
+    error = capsys.readouterr().err
+    assert "predictions.jsonl:2: not as it was written here" in error and "--overwrite begins anew" in error
+    jsonl(path, [lines[0], lines[2]])
+    assert main(["eval", "tiny", "scienceqa", *SHORT]) == 0
+    assert len(path.read_text().splitlines()) == 3
 
 
 def test_the_original_spellings() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,16 @@ import pytest
 
 from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.eval import run
-from internvl_chat.eval.plan import Wishes, plan_jobs
+from internvl_chat.eval.plan import Job, Wishes, plan_jobs
 from internvl_chat.eval.registry import resolve
-from internvl_chat.eval.results import read_answers
-from internvl_chat.eval.run import Setup, run_job
+from internvl_chat.eval.results import Run, partial_of, read_answers, write_whole
+from internvl_chat.eval.run import Setup, run_job, write_down
+from internvl_chat.eval.task import Answered, OutputFile, Result
 from internvl_chat.infer.chat import Chat
 from internvl_chat.infer.load import load
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.launch import Launch
+from tests.eval.judges import FakeJudge
 from tests.eval.mini.common import jsonl, picture
 
 FILES = ("predictions.jsonl", "scored.jsonl", "metrics.json", "sqa_test.jsonl")
@@ -69,7 +73,7 @@ def test_answers_are_those_of_chat(tmp_path: Path, data: Path, loaded: Loaded) -
     job = job_of(data)
     found = run_job(job, setup_of(tmp_path / "out", batch_size=4), lambda: loaded)
     assert found is not None
-    assert found.complete
+    assert found.manifest["complete"]
     answers = read_answers(found.folder / "predictions.jsonl")
     six_tiles = replace(loaded, tiles=replace(loaded.tiles, max_tiles=6))
     for item in job.items:
@@ -88,6 +92,18 @@ def test_batches_and_processes_make_no_difference(tmp_path: Path, data: Path, lo
     runs = [run_job(job, setup_of(tmp_path / "three", rank, 3), lambda: loaded) for rank in (2, 0, 1)]
     assert [found is not None for found in runs] == [False, False, True], "who ends last scores, and only that one"
     assert content(tmp_path / "three") == expected
+
+
+def test_one_process_of_each_run_scores(tmp_path: Path, data: Path, loaded: Loaded) -> None:
+    """Also where another one's share is from an earlier run, or all of it is."""
+    job = job_of(data)
+
+    def scored(rank: int, name: str) -> bool:
+        return run_job(job, setup_of(tmp_path, rank, 2, run=name), lambda: loaded) is not None
+
+    assert not scored(0, "a")
+    assert [scored(rank, "b") for rank in (1, 0)] == [True, False]
+    assert [scored(rank, "c") for rank in (1, 0)] == [False, True]
 
 
 def test_stopped_and_gone_on(tmp_path: Path, data: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +155,7 @@ def test_a_picture_that_breaks_is_no_full_score(
     (data / "scienceqa/2.png").write_bytes(b"no picture")
     found = run_job(job_of(data), setup_of(tmp_path / "out"), lambda: loaded)
     assert found is not None
-    assert not found.complete
+    assert not found.manifest["complete"]
     assert (found.manifest["answered"], found.manifest["failed"]) == (8, 3)
     assert json.loads((found.folder / "metrics.json").read_text())["complete"] is False
     lines = [json.loads(line) for line in (found.folder / "predictions.jsonl").read_text().splitlines()]
@@ -147,14 +163,16 @@ def test_a_picture_that_breaks_is_no_full_score(
     picture(data / "scienceqa/2.png", 2)
     mended = run_job(job_of(data), setup_of(tmp_path / "out", run="two"), lambda: loaded)
     assert mended is not None
-    assert mended.complete
+    assert mended.manifest["complete"]
 
 
 def test_the_first_items_are_no_full_score(tmp_path: Path, data: Path, loaded: Loaded) -> None:
     found = run_job(job_of(data, limit=3), setup_of(tmp_path / "out"), lambda: loaded)
     assert found is not None
-    assert not found.complete
+    assert not found.manifest["complete"]
     assert found.folder.name == "sqa_test+max_new_tokens=8+limit=3"
+    assert job_of(data, limit=10).whole is False
+    assert job_of(data, limit=11).whole, "a limit that leaves nothing out"
 
 
 def test_other_settings_do_not_meet(tmp_path: Path, data: Path, loaded: Loaded) -> None:
@@ -218,3 +236,137 @@ def test_options(data: Path) -> None:
         job_of(data, options={"cto": "on"})
     with pytest.raises(ConfigError, match=r"option cot='of'; legal: off, on"):
         job_of(data, options={"cot": "of"})
+
+
+def test_packages_that_are_not_there_are_told_first(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (task,) = resolve(["scienceqa"])
+    needy = replace(task, needs=("json", "openpyxl"))
+    assert plan_jobs([replace(task, needs=("json",))], Wishes(data), dynamic=True)
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(ConfigError, match=r"sqa_test: its files need openpyxl; pip install 'internvl_chat\[eval\]'"):
+        plan_jobs([needy], Wishes(data), dynamic=True)
+
+
+# -- what is left -----------------------------------------------------------------------------------------------------
+
+
+def written(job: Job, out: Path, answer: str = "A", **changes: Any) -> Run:
+    """What is left of answers that are all alike."""
+    job = replace(job, task=replace(job.task, **changes))
+    return write_down(job, setup_of(out), {item.id: answer for item in job.items}, {})
+
+
+@pytest.mark.parametrize("error", [DataError("no such sheet"), KeyError("column"), "\ud83d".encode])
+def test_files_that_cannot_be_made_cost_no_score(tmp_path: Path, data: Path, error: Any) -> None:
+    def files(answered: Answered) -> list[OutputFile]:
+        if isinstance(error, Exception):
+            raise error
+        return [OutputFile("a", error())]
+
+    found = written(job_of(data), tmp_path, files=files)
+    assert json.loads((found.folder / "metrics.json").read_text())["figures"] == found.metrics["figures"]
+    manifest = json.loads((found.folder / "run.json").read_text())
+    kind = type(error).__name__ if isinstance(error, Exception) else "UnicodeEncodeError"
+    assert manifest["files_failed"].startswith(f"{kind}: ")
+    assert (manifest["files"], manifest["complete"]) == ([], True)
+    assert written(job_of(data), tmp_path).manifest["files_failed"] is None
+
+
+def test_a_score_without_parts_of_the_data_is_partial(
+    tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def score(answered: Answered) -> Result:
+        return Result({"accuracy": 0.5}, "accuracy", missing=("A", "B"), notes={"odd": 99, "none": 0})
+
+    with caplog.at_level("INFO", "internvl_chat"):
+        found = written(job_of(data), tmp_path, score=score)
+    assert (found.manifest["complete"], found.manifest["missing"]) == (False, ["A", "B"])
+    assert partial_of(found.manifest) == "partial: without A, B"
+    assert json.loads((found.folder / "metrics.json").read_text())["complete"] is False
+    assert caplog.text.count("the score is partial, the data here are without A, B") == 1
+    assert "sqa_test: odd: 99\n" in caplog.text and "none" not in caplog.text
+
+
+def test_a_scorer_that_stumbles_is_told(tmp_path: Path, data: Path) -> None:
+    found = written(job_of(data), tmp_path, score=lambda answered: Result({"a": 1 / 0}, "a"))
+    assert found.manifest["unjudged"] == "ZeroDivisionError: division by zero"
+    assert not (found.folder / "metrics.json").exists()
+
+
+def test_a_judge_that_says_nothing_gives_no_score(tmp_path: Path, data: Path) -> None:
+    def score(run: Answered) -> Result:
+        assert run.judge is not None
+        return Result({"a": float(run.judge.ask("1") == "yes")}, "a")
+
+    job = job_of(data)
+    job = replace(job, task=replace(job.task, score=score, judged="optional"))
+    for reply, figure in (("yes", 1.0), ("no", 0.0), ("", None)):
+        setup = replace(setup_of(tmp_path), judge=lambda folder, reply=reply: FakeJudge({"": reply}))
+        found = write_down(job, setup, {item.id: "A" for item in job.items}, {})
+        assert found.metrics.get("figures") == (None if figure is None else {"a": figure})
+    assert found.manifest["unjudged"].startswith("sqa_test: all 1 replies of fake are empty")
+
+
+def test_half_an_emoji_breaks_no_file(tmp_path: Path, data: Path) -> None:
+    found = written(job_of(data), tmp_path, "B \ud83d", title="\ud83d")
+    assert found.manifest["files_failed"] is None
+    assert json.loads((found.folder / "run.json").read_text())["title"] == "\ud83d"
+
+
+def test_a_disk_without_room_is_the_users_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> int:
+        path.touch()
+        raise OSError(28, "No space left on device", str(path))
+
+    path = tmp_path / "new/table.md"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(ConfigError, match=r"new/table.md cannot be written \(.*No space.* make room .* goes on"):
+            write_whole(path, b"x")
+    assert not list(path.parent.iterdir()), "no part is left"
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file/table.md cannot be written"):
+        write_whole(tmp_path / "file/table.md", b"x")
+
+
+def test_two_processes_may_write_the_same_file(tmp_path: Path) -> None:
+    """None takes another's part away."""
+    path = tmp_path / "table.md"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: write_whole(path, f"{number}".encode() * 1000), range(400)))
+    assert len(set(path.read_text())) <= 3
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"question": "What  is it?"}, None),  # without the words around it
+        ({"error": None}, None),
+        ({"line": 3, "digest": "of another kind"}, None),
+        ({"id": 12}, r"a.jsonl:3: sqa_test has no item '12' \(its first is '0'\); are these the answers to another"),
+        ({"question": "How many?"}, r"a.jsonl:3: item '2' was asked 'How many\?', that of sqa_test is 'What is it"),
+        ({"digest": "0"}, r"a.jsonl:3: item '2' had another digest: .*--max_tiles"),
+    ],
+)
+def test_answers_of_others_are_to_the_same_questions(
+    tmp_path: Path, data: Path, change: dict[str, Any], message: str | None
+) -> None:
+    job = job_of(data)
+    lines = [
+        {"id": item.id, "question": f"<image>\n{item.text}", "answer": "A", "digest": job.digests[item.id]}
+        for item in job.items
+    ]
+    lines[2] |= change
+    path = jsonl(tmp_path / "a.jsonl", lines)
+    if message is None:
+        assert read_answers(path, job) == {item.id: "A" for item in job.items}
+    else:
+        with pytest.raises(DataError, match=message):
+            read_answers(path, job)
+
+
+def test_what_could_not_be_asked_is_no_answer(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"id": "1", "error": "broken"}, {"id": "2", "answer": "A", "error": None}])
+    assert read_answers(path) == {"2": "A"}

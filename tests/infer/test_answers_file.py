@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -29,10 +30,13 @@ def record_of(key: str) -> dict[str, Any]:
 
 def expected(items: dict[str, str] = ITEMS) -> bytes:
     """OUTPUT, written down by other means."""
-    lines = [
-        json.dumps({"id": key, **record_of(key), "digest": value}, ensure_ascii=False) for key, value in items.items()
-    ]
-    return "".join(f"{line}\n" for line in lines).encode()
+    return "".join(summed({"id": key, **record_of(key), "digest": value}) for key, value in items.items()).encode()
+
+
+def summed(record: dict[str, Any]) -> str:
+    """The line of a record."""
+    code = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+    return json.dumps({**record, "sum": code}, ensure_ascii=False) + "\n"
 
 
 def opened(path: Path, **options: Any) -> AnswersFile[str]:
@@ -133,18 +137,26 @@ def test_a_process_with_nothing_to_do(tmp_path: Path) -> None:
 
 
 def test_a_kill_while_it_is_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before OUTPUT has its name, and before the parts are gone."""
+    """Before OUTPUT has its name, before it is noted who gave it one, and before the parts are gone."""
     path = tmp_path / "out.jsonl"
+    replace = Path.replace
 
     def die(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    for where, name in ((Path, "replace"), (shutil, "rmtree")):
-        with monkeypatch.context() as patch:
-            patch.setattr(where, name, die)
+    def die_later(part: Path, target: Path) -> None:
+        if part.name != "merged":
+            raise KeyboardInterrupt
+        replace(part, target)
+
+    for where, name, instead in ((Path, "replace", die), (Path, "replace", die_later), (shutil, "rmtree", die)):
+        with opened(path) as file, monkeypatch.context() as patch:
+            for key in file.todo:
+                file.add(key, record_of(key))
+            patch.setattr(where, name, instead)
             with pytest.raises(KeyboardInterrupt):
-                answer_all(path)
-        assert path.exists() == (name == "rmtree")
+                file.finish()
+        assert path.exists() == (instead is not die or name == "rmtree")
         if path.exists():
             assert path.read_bytes() == expected()
         outcome = answer_all(path, most=0)  # nothing is asked again
@@ -168,7 +180,7 @@ def test_errors_are_in_the_output_and_tried_again(tmp_path: Path) -> None:
     wrong = [{"id": key, "error": "no picture", "digest": ITEMS[key]} for key in ("q2", "q5")]
     assert outcome == answers_file.Outcome(True, 7, tuple(wrong))
     lines = [json.loads(line) for line in path.read_bytes().splitlines()]
-    assert [line for line in lines if "error" in line] == wrong
+    assert [line for line in lines if "error" in line] == [json.loads(summed(line)) for line in wrong]
     assert [line["id"] for line in lines] == list(ITEMS)
     assert [error["id"] for error in attempt("q5", ["q2", "q5"]).errors] == ["q5"]
     assert attempt("", ["q5"]).errors == ()
@@ -176,7 +188,7 @@ def test_errors_are_in_the_output_and_tried_again(tmp_path: Path) -> None:
 
 
 def test_errors_of_an_earlier_run_wait_for_their_process(tmp_path: Path) -> None:
-    """The first to end must not take what another is about to try again for settled."""
+    """The first to end must not take what another is about to try again for settled, nor say how it ended."""
     path = tmp_path / "out.jsonl"
     bad = {"q0", "q1"}
     for run in ("1", "2"):
@@ -188,6 +200,9 @@ def test_errors_of_an_earlier_run_wait_for_their_process(tmp_path: Path) -> None
                 outcomes.append(file.finish())
         assert [error["error"] for error in outcomes[1].errors] == [run, run]
         assert outcomes[0].errors == ()
+        assert [outcome.last for outcome in outcomes] == [False, True]
+    with opened(path, rank=2, world_size=3, run="3") as file:
+        assert not file.finish().last, "ranks 0 and 1 are yet to try theirs again"
 
 
 def test_what_has_changed_is_refused(tmp_path: Path) -> None:
@@ -332,20 +347,77 @@ def test_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     part.write_bytes(lines[0] + b"\0\0\0\n" + b"".join(lines[2:]))
     with caplog.at_level("WARNING", "internvl_chat"), opened(path) as file:
         assert file.todo == ["q1", "q4", "q5", "q6"]
-    assert "line 2 is damaged" in caplog.text
+    assert "0.jsonl:2 is damaged" in caplog.text
     answer_all(path)
     assert path.read_bytes() == expected()
     path.write_bytes(expected() + b"and more\n")
-    with pytest.raises(ConfigError, match="line 8 is not one that was written here"):
+    with pytest.raises(ConfigError, match=r"out.jsonl:8: not as it was written here .* take the line out"):
         opened(path)
+
+
+@pytest.mark.parametrize(
+    "change", [(b'"tokens": 2', b'"tokens": 3'), (b"\xc3\xbcber", b"Ueber"), (b'"sum": "', b'"sum": "0')]
+)
+def test_an_answer_that_was_changed(
+    tmp_path: Path, change: tuple[bytes, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """In OUTPUT it is refused, and asked again once its line is out; in a part it is asked again."""
+    path = tmp_path / "out.jsonl"
+    answer_all(path, most=4)
+    part = tmp_path / "out.jsonl.parts" / "0.jsonl"
+    lines = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(lines[0] + lines[1].replace(*change) + b"".join(lines[2:]))
+    with caplog.at_level("WARNING", "internvl_chat"), opened(path) as file:
+        assert file.todo == ["q1", "q4", "q5", "q6"]
+    assert "0.jsonl:2 is damaged; its item is asked again" in caplog.text
+    answer_all(path)
+    assert path.read_bytes() == expected()
+    lines = expected().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:5], lines[5].replace(*change), lines[6]]))
+    with pytest.raises(ConfigError, match=r"out.jsonl:6: .* changed by hand.* item is asked again; --overwrite begins"):
+        opened(path)
+    path.write_bytes(b"".join([*lines[:5], lines[6]]))
+    with opened(path) as file:
+        assert file.todo == ["q5"]
+    answer_all(path)
+    assert path.read_bytes() == expected()
+
+
+def test_lines_that_are_laid_out_otherwise_or_have_no_sum_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    answer_all(path)
+    records = [json.loads(line) for line in path.read_bytes().splitlines()]
+    del records[3]["sum"]
+    path.write_text("".join(json.dumps(record, sort_keys=True, separators=(",", ":")) + "\n" for record in records))
+    with opened(path) as file:
+        assert file.todo == []
+
+
+def test_one_process_of_a_run_is_the_last(tmp_path: Path) -> None:
+    """Also where the others come late, where all was there before, and where it is started again by the same name."""
+    path = tmp_path / "out.jsonl"
+
+    def outcome(rank: int, run: str) -> tuple[bool, bool]:
+        found = answer_all(path, rank=rank, world_size=2, run=run)
+        assert found is not None
+        return found.whole, found.last
+
+    assert outcome(0, "a") == (False, False)
+    assert outcome(1, "b") == (True, True)
+    assert outcome(0, "b") == (True, False), "it comes when all is put together"
+    assert outcome(1, "b") == (True, True), "it was killed before it could say so, and the launcher started it again"
+    assert [outcome(rank, "c") for rank in (1, 0)] == [(True, False), (True, True)]
+    assert [answer_all(path, run=None).last for _ in range(2)] == [True, True]  # type: ignore[union-attr]
 
 
 def test_half_an_emoji(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     with opened(path, items={"a": "1"}) as file:
-        file.add("a", {"answer": "\ud83d ü"})
+        file.add("a", {"answer": "\ud83d ü", "gold": {1: "a", 10: "b", 2: ("c", 0.1)}})
         file.finish()
     assert json.loads(path.read_text(encoding="utf-8"))["answer"] == "\ud83d ü"
+    with opened(path, items={"a": "1"}) as file:
+        assert file.todo == []
 
 
 WORKER = """
@@ -391,7 +463,7 @@ def test_processes_killed_at_random(tmp_path: Path) -> None:
     out = [process.communicate(timeout=60) for process in processes]
     assert sorted(stdout for stdout, _ in out) in (["0\n", "1\n"], ["1\n", "1\n"]), out
     lines = [{"line": n, "answer": "x" * (n % 50), "digest": str(n * 7)} for n in range(count)]
-    assert path.read_text() == "".join(json.dumps(line) + "\n" for line in lines)
+    assert path.read_text() == "".join(map(summed, lines))
 
 
 def _wait(ready: Callable[[], bool], seconds: float = 60) -> None:

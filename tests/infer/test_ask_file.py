@@ -128,7 +128,7 @@ def test_every_kind_of_question(qwen: Loaded, tmp_path: Path, pictures: list[Pat
     ]  # fmt: skip
     assert [record["answer"] for record in records] == expected
     assert len(set(expected)) == len(expected), "random weights let every difference show"
-    assert records[0].keys() == {"line", "id", "question", "answer", "tokens", "finish", "digest"}
+    assert records[0].keys() == {"line", "id", "question", "answer", "tokens", "finish", "digest", "sum"}
     assert records[1]["reference"] == "a dog"
     assert [record["question"] for record in records[:3]] == ["Hello?", "What is it?", RED]
     assert {record["finish"] for record in records} <= {"stop", "length"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -13,13 +12,17 @@ from internvl_chat.eval.report.runs import Entry, read_entries
 from internvl_chat.eval.report.sheet import MOST_CARDS, cards, run_key, wrong_answers
 from internvl_chat.eval.report.style import SCRIPT, STYLE
 from internvl_chat.eval.report.table import Cell, Table, difference_text, figure_text, impossible_text, table_of
+from internvl_chat.eval.results import write_whole
 from internvl_chat.page import PAGE_END, page_head
 
 NAME = "report.html"
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``report.html`` into the folder, and return its path. Raises DataError if there is no run below it."""
+    """Write ``report.html`` into the folder, and return its path.
+
+    Raises DataError if there is no run below it, ConfigError if it cannot be written.
+    """
     entries, lost = read_entries(folder)
     if not entries:
         first = "".join(f"; {place}: {why}" for place, why in list(lost.items())[:1])
@@ -27,13 +30,8 @@ def write_report(folder: Path) -> Path:
             f"{folder}: no finished evaluation in it (a run.json in each); `internvl eval` writes them{first}"
         )
     path = folder / NAME
-    part = path.with_name(f".{NAME}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", errors="replace") as file:
-            file.writelines(page(entries, lost, f"Evaluation: {folder.resolve().name}"))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    text = "".join(page(entries, lost, f"Evaluation: {folder.resolve().name}"))
+    write_whole(path, text.encode(errors="replace"))
     return path
 
 

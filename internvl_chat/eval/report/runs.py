@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,10 @@ from typing import Any
 from internvl_chat.errors import first_line
 from internvl_chat.eval.published import Figure, published_for
 from internvl_chat.eval.registry import tasks
-from internvl_chat.eval.results import METRICS, Run, manifests
+from internvl_chat.eval.results import MANIFEST, METRICS, Run, partial_of
+from internvl_chat.log import get_logger
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +24,7 @@ class Entry:
 
     ``label``: the folder's name, the task with the settings that differ from its defaults. ``main``: name of the figure
     that stands for all, None where there is no score. ``meta``: all of run.json. ``folder``: where the run lies.
+    ``partial``: of how many items it is, None if of the whole public data set.
     """
 
     task: str
@@ -31,25 +35,12 @@ class Entry:
     notes: Mapping[str, int] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
+    partial: str | None = None
 
     @property
     def value(self) -> float | None:
         """The main figure."""
         return None if self.main is None else self.figures.get(self.main)
-
-    @property
-    def partial(self) -> str | None:
-        """``partial: n of m`` unless every item of the data set was asked and the run came to its end."""
-        asked, answered = _count(self.meta.get("items")), _count(self.meta.get("answered"))
-        limited, whole = self.meta.get("limit") is not None, _count(self.meta.get("count"))
-        if self.meta.get("complete") is True and not limited:
-            return None
-        seen = answered if answered is not None else asked
-        # The items that were asked say nothing of the data set, if there was a limit.
-        due = whole if whole is not None else None if limited else asked
-        if limited and due is not None and seen is not None and seen >= due and self.meta.get("complete") is True:
-            return None
-        return f"partial: {'?' if seen is None else seen} of {'?' if due is None else due}"
 
     @property
     def warnings(self) -> list[str]:
@@ -78,9 +69,9 @@ def _count(value: object) -> int | None:
 
 
 def read_entries(folder: Path) -> tuple[list[Entry], dict[Path, str]]:
-    """All runs below a folder, in the order of the tasks; and of those that cannot be read: why."""
+    """All runs below a folder, in the order of the tasks, also of models that are links; of unreadable ones: why."""
     entries, lost = [], {}
-    for path in manifests(folder):
+    for path in sorted({*folder.rglob(MANIFEST), *folder.glob(f"*/{MANIFEST}"), *folder.glob(f"*/*/{MANIFEST}")}):
         metrics = path.with_name(METRICS)
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -106,7 +97,21 @@ def entry_of(run: Run) -> Entry:
     main = run.metrics.get("main")
     notes = {str(name): number for name, number in (run.metrics.get("notes") or {}).items() if isinstance(number, int)}
     kept = main if main in figures else None
-    return Entry(task, model, run.folder.name, figures, kept, notes, run.manifest, run.folder)
+    partial = partial_of(run.manifest)
+    return Entry(task, model, run.folder.name, figures, kept, notes, run.manifest, run.folder, partial)
+
+
+def log_scalars(folder: Path, step: int, entries: Sequence[Entry]) -> None:
+    """``eval/<task>/<figure>`` of complete runs, for TensorBoard."""
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for entry in entries:
+            if entry.partial is not None:
+                logger.warning("%s: not written for TensorBoard (%s)", entry.task, entry.partial)
+                continue
+            for name, value in entry.figures.items():
+                writer.add_scalar(f"eval/{entry.task}/{name}", value, step)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -63,7 +63,7 @@ def _card(entry: Entry, wrong: Wrong, root: Path | None) -> str:
     text = str(record.get("question") or "").replace(IMAGE_PLACEHOLDER, "").strip()
     mark = f", {wrong.mark:.2f} of a point" if wrong.mark > 0 else ""
     where = f"{entry.model}, {entry.label}, item {record.get('id')}{mark}"
-    if "error" in record:
+    if record.get("error") is not None:
         said = f'<p class="answer">could not be asked: {_text(record["error"])}</p>'
     else:
         said = f'<p class="answer">{_text(answer) or "(empty answer)"}</p>'

@@ -9,8 +9,7 @@ from importlib import import_module
 
 from internvl_chat.eval.published import Figure, published_for
 from internvl_chat.eval.registry import MODULES
-from internvl_chat.eval.report.runs import Entry, entry_of
-from internvl_chat.eval.results import Run
+from internvl_chat.eval.report.runs import Entry
 
 Combined = Mapping[str, tuple[tuple[str, ...], Callable[..., float]]]
 
@@ -137,9 +136,9 @@ def impossible_text(known: Figure) -> str:
     return f"no number of right answers gives {known.value:.10g}; the nearest that can come out: {near}"
 
 
-def markdown_table(runs: Iterable[Run]) -> str:
+def markdown_table(runs: Iterable[Entry]) -> str:
     """The table in Markdown, with a line below for each mark in it. Partial runs never stand without their mark."""
-    table = table_of(map(entry_of, runs))
+    table = table_of(runs)
     if not table.rows:
         return "No runs.\n"
     lines = [

@@ -30,7 +30,7 @@ def made_run(
     folder.mkdir(parents=True)
     manifest = {
         "task": task, "title": task, "model": model, "checkpoint": {"name": model}, "complete": True,
-        "items": len(lines), "answered": len(lines), "failed": 0, "limit": None, "count": None,
+        "items": len(lines), "there": len(lines), "answered": len(lines), "failed": 0, "limit": None, "count": None,
         "data": {"root": str(out), "layout": "guide", "sha256": "0"}, "settings": {"max_tiles": 6}, "judge": None,
         "changed": {"set": "by hand"} if label else {}, "versions": {"torch": "2"},
         "started": "2025-01-01T00:00:00", "seconds": 1.5,

@@ -19,7 +19,7 @@ from PIL import Image
 from internvl_chat.errors import DataError
 from internvl_chat.eval.report.page import write_report
 from internvl_chat.eval.report.pictures import open_thumbnail, uri_of
-from internvl_chat.eval.report.runs import read_entries
+from internvl_chat.eval.report.runs import log_scalars, read_entries
 from internvl_chat.eval.report.sheet import MOST_CARDS, wrong_answers
 from tests.eval.mini.common import picture
 from tests.eval.report.made import PLUS, line, made_run
@@ -44,7 +44,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         line("e4", "long " * 40_000, **shown),
         line(EVIL, None),  # type: ignore[arg-type]
     ]
-    made_run(out, "a model", "okvqa_val", {"accuracy": 0.1}, evil, complete=False, answered=3, items=5, count=5046)
+    made_run(
+        out, "a model", "okvqa_val", {"accuracy": 0.1}, evil, complete=False, answered=3, items=5, there=5, count=5046
+    )
     boxes = [
         line("b", BOX, [64, 80, 384, 360], **shown),
         line("bare", "[[0.1,0.2,0.6,0.9]]", {"bbox": [1, 2, 600, 3000]}, **shown),
@@ -189,11 +191,25 @@ def test_boxes_of_answer_and_gold_are_drawn(folder: Path) -> None:
 def test_a_folder_without_runs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no finished evaluation"):
         write_report(tmp_path)
-    (tmp_path / "run.json").write_text(json.dumps({"task": "t"}))
-    with pytest.raises(DataError, match="KeyError: 'model'"):
-        write_report(tmp_path)
+    for manifest, why in (({"task": "t"}, "KeyError: 'model'"), ({"task": "t", "model": "m"}, "KeyError: 'complete'")):
+        (tmp_path / "run.json").write_text(json.dumps(manifest))
+        with pytest.raises(DataError, match=why):
+            write_report(tmp_path)
 
 
 def test_no_half_page_is_left(folder: Path, report: Path) -> None:
     assert report.name == "report.html"
-    assert not list(folder.glob("*.part")) and not list(folder.glob(".*part"))
+    assert not list(folder.glob(".*"))
+
+
+def test_figures_of_whole_data_sets_for_tensorboard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made_run(tmp_path, "m", "whole", {"accuracy": 0.5, "odd": float("nan")}, [])
+    made_run(tmp_path, "m", "part", {"accuracy": 0.5}, [], complete=False, missing=["A"])
+    entries, _ = read_entries(tmp_path)
+    with caplog.at_level("WARNING", "internvl_chat"):
+        log_scalars(tmp_path / "tb", 7, entries)
+    assert "part: not written for TensorBoard (partial: without A)" in caplog.text
+    (events,) = (tmp_path / "tb").glob("events.*")
+    content = events.read_bytes()
+    assert b"eval/whole/accuracy" in content
+    assert b"eval/part" not in content and b"eval/whole/odd" not in content
