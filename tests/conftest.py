@@ -26,13 +26,17 @@ GOLDENS = Path(__file__).parent / "goldens"
 # Files that take longest (CPU seconds, and waiting), longest first: begun last, one would keep all others waiting.
 LONGEST = (
     "slurm/test_real_slurm.py",
+    "shell/test_evaluate.py",
+    "infer/demo/test_demo_page.py",
     "train/test_lora_runs.py",
     "test_bench_train.py",
+    "eval/test_command.py",
     "train/test_elastic_runs.py",
+    "train/test_resume.py",
+    "train/test_ending.py",
     "tools/test_quickstart.py",
     "train/test_chaos.py",
     "train/test_preempt.py",
-    "train/test_ending.py",
     "train/test_torchrun.py",
     "train/test_benchmarks.py",
     "tools/test_smollm2.py",
@@ -40,10 +44,14 @@ LONGEST = (
     "train/test_validation.py",
     "train/test_gradient.py",
     "train/test_zero.py",
-    "data/test_own_template.py",
+    "infer/test_ask_file.py",
     "train/test_offload.py",
+    "data/test_own_template.py",
+    "infer/serve/test_serve_command.py",
     "tools/test_tour.py",
     "test_readme.py",
+    "data/test_index.py",
+    "infer/demo/test_demo_command.py",
 )
 
 
