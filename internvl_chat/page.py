@@ -58,12 +58,13 @@ def page_head(title: str, style: str = "", script: str = "") -> str:
     return _HEAD.format(title=escape(title), style=STYLE + style, more=more)
 
 
-def picture_uri(image: Image.Image, side: int) -> str:
-    """An RGB picture as a data URI, no longer than ``side``."""
+def picture_uri(image: Image.Image, side: int | None = None, kind: str = "JPEG", quality: int = 84) -> str:
+    """A picture as a data URI, no longer than ``side`` pixels; ``kind``: a format that can hold its mode."""
     from PIL import Image
 
-    small = image.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    if side is not None:
+        image = image.copy()
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
     packed = io.BytesIO()
-    small.save(packed, "JPEG", quality=84)
-    return f"data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode('ascii')}"
+    image.save(packed, kind, quality=quality)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(packed.getvalue()).decode('ascii')}"

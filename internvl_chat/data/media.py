@@ -9,14 +9,17 @@ What comes out is what the original's checkpoints were trained on, unless the ro
   back, so they come out in their true colours. YCbCr, HSV and LAB are converted, 1-bit becomes 0 and 255.
 - EXIF orientation is ignored (but for TIFF, which Pillow turns itself), and so are colour profiles.
 - Of an animation or a file of several pages the first picture is used.
+- Only FORMATS are read: Pillow knows more, some of it through other programs (EPS starts Ghostscript).
 - A truncated picture is a fault (the original fills it up with grey), even if another library of this process has told
   Pillow to put up with them. Sides may be of any length, as long as the pixels are not too many.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -32,6 +35,11 @@ from internvl_chat.errors import ConfigError
 
 Result = TypeVar("Result")
 
+# The common ones first: they are tried in this order. JPEG has MPO in it, and the formats without a mark stand last.
+FORMATS = (
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "DDS", "DIB", "ICO", "PCX", "QOI", "SGI",
+    "TGA",
+)  # fmt: skip
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -77,12 +85,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def open_picture(name: str, file: BinaryIO) -> Image.Image:
     """An opened file as a picture of which only the header is read. Raises Fault, and OSError of the file itself."""
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=_readable())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name) from error
     except UnidentifiedImageError as error:
-        what = f"picture {name!r} is not a picture, or one of an unknown format"
-        raise Fault(FaultCode.BROKEN_IMAGE, what, "replace the file") from error
+        raise _unread(name, file) from error
     except Exception as error:  # decoders raise whatever a damaged file leads them to
         if isinstance(error, OSError) and is_passing(error):
             raise
@@ -96,6 +103,13 @@ def open_picture(name: str, file: BinaryIO) -> Image.Image:
         what = "holds floats" if image.mode == "F" else f"is {width} x {height} pixels"
         raise Fault(FaultCode.BROKEN_IMAGE, f"picture {name!r} {what}", "convert it to an 8-bit PNG or JPEG")
     return image
+
+
+@cache
+def _readable() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow knows: AVIF is new in 11.3."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 @contextmanager
@@ -120,6 +134,19 @@ def _reading(medium: Medium, action: Callable[[], Result]) -> Result:
         raise Fault(FaultCode.MISSING_IMAGE, what, "check 'image' and the manifest's 'root'") from error
     except Exception as error:  # a damaged archive, an impossible name, a folder
         raise _broken(medium.name, "opened", error) from error
+
+
+def _unread(name: str, file: BinaryIO) -> Fault:
+    """The fault of a file that is none of FORMATS. Nothing of Pillow reads more of it than how it begins."""
+    file.seek(0)
+    head = file.read(16)
+    for other, (_, begins) in Image.OPEN.items():
+        with suppress(SyntaxError, IndexError, TypeError, struct.error):  # as Pillow takes short files
+            if other not in FORMATS and begins is not None and begins(head) is True:
+                what = f"picture {name!r} is of the format {other}, which is not read"
+                return Fault(FaultCode.BROKEN_IMAGE, what, "convert it to PNG or JPEG")
+    what = f"picture {name!r} is not a picture, or one of an unknown format"
+    return Fault(FaultCode.BROKEN_IMAGE, what, "replace the file")
 
 
 def _broken(name: str, what: str, error: Exception) -> Fault:

@@ -61,14 +61,15 @@ class TileSettings:
 @cache
 def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     """All (columns, rows) with ``min <= columns * rows <= max``, by area, then in the original's order of discovery."""
-    grids = {
+    grids = [
         (columns, rows)
-        for n in range(min_tiles, max_tiles + 1)
-        for columns in range(1, n + 1)
-        for rows in range(1, n + 1)
-        if min_tiles <= columns * rows <= max_tiles
-    }
-    return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
+        for columns in range(1, max_tiles + 1)
+        for rows in range(max(1, -(-min_tiles // columns)), max_tiles // columns + 1)
+    ]
+    # The original finds a grid at the first number of tiles that is no less than its sides. Of one area it keeps the
+    # order of a set, which depends on the order in which that was filled.
+    found = {grid for grid in sorted(grids, key=lambda grid: (max(*grid, min_tiles), *grid))}  # noqa: C416
+    return tuple(sorted(found, key=lambda grid: grid[0] * grid[1]))
 
 
 def choose_grid(width: int, height: int, settings: TileSettings) -> tuple[int, int]:

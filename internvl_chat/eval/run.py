@@ -15,7 +15,7 @@ import torch
 
 from internvl_chat.constants import BATCH_TOKENS, READERS
 from internvl_chat.data.storage import Medium
-from internvl_chat.errors import ConfigError, DataError, InternVLError
+from internvl_chat.errors import DataError, InternVLError
 from internvl_chat.eval.items import media_of, question_of_item
 from internvl_chat.eval.judge import JudgeError, Overheard
 from internvl_chat.eval.plan import Job
@@ -129,28 +129,22 @@ def _answer(job: Job, setup: Setup, loaded: Loaded, file: AnswersFile[str]) -> N
     found = answers(
         loaded, questions(), setup.batch_size, batch_tokens=setup.batch_tokens, readers=setup.readers, **job.generation
     )
-    try:
-        for place, answer in found:
-            item = asked[place]
-            if isinstance(answer, DataError):
-                file.add(item.id, {"question": item.text, "error": str(answer)})
-                progress.add(0, failed=True)
-                continue
-            record = {
-                "question": item.text,
-                "answer": answer.text,
-                "tokens": answer.tokens,
-                "finish": answer.finish,
-                "gold": item.gold,
-                "pictures": [_name_of(source) for source in media_of(item.shown)],
-            }
-            file.add(item.id, record)
-            progress.add(answer.tokens)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"{job.task.name}: the GPU has no more memory with --batch_size {setup.batch_size} and --batch_tokens "
-            f"{setup.batch_tokens}; halve one of them, the same command goes on with what is left"
-        ) from error
+    for place, answer in found:
+        item = asked[place]
+        if isinstance(answer, DataError):
+            file.add(item.id, {"question": item.text, "error": str(answer)})
+            progress.add(0, failed=True)
+            continue
+        record = {
+            "question": item.text,
+            "answer": answer.text,
+            "tokens": answer.tokens,
+            "finish": answer.finish,
+            "gold": item.gold,
+            "pictures": [_name_of(source) for source in media_of(item.shown)],
+        }
+        file.add(item.id, record)
+        progress.add(answer.tokens)
 
 
 def _name_of(source: Any) -> str:

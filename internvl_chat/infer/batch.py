@@ -78,9 +78,16 @@ def answers(
                         pixels[number] = future.result()
                     except DataError as error:
                         yield number, error
-                if pixels:
+                if not pixels:
+                    continue
+                try:
                     found = _answer_batch(loaded, [rows[number] for number in pixels], [*pixels.values()], options)
-                    yield from zip(pixels, found, strict=True)
+                except torch.OutOfMemoryError as error:
+                    raise ConfigError(
+                        f"the GPU has no more memory with --batch_size {batch_size} and --batch_tokens {batch_tokens}; "
+                        "halve one of them, the same command goes on with what is left"
+                    ) from error
+                yield from zip(pixels, found, strict=True)
 
 
 def cut_batches(lengths: Mapping[int, int], size: int, tokens: int) -> list[list[int]]:

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from internvl_chat.errors import CheckpointError
-from internvl_chat.model.adapter import ORIGIN, is_adapter, read_origin
+from internvl_chat.model.adapter import ORIGIN, WEIGHTS, is_adapter, read_origin
 from internvl_chat.model.build import load_config
 from internvl_chat.model.config import InternVLChatConfig
 from internvl_chat.model.fingerprint import fingerprint
@@ -21,20 +21,28 @@ _SMALL_FILES = (
 )  # fmt: skip
 
 
+def find_checkpoint(path: str | Path) -> tuple[Path, bool]:
+    """The folder, and whether it is that of an adapter. Raises CheckpointError if it is that of nothing."""
+    folder = find_folder(path)
+    if is_adapter(folder) or (folder / "config.json").is_file():
+        return folder, is_adapter(folder)
+    inside = sorted(str(found.parent) for found in folder.glob("*/config.json"))
+    hint = f"did you mean {inside[-1]}?" if inside else "it needs config.json, tokenizer.json, *.safetensors"
+    raise CheckpointError(f"{path}: not a model folder, there is no config.json in it; {hint}")
+
+
 def name_checkpoint(path: str, base: str | None = None) -> str:
     """Name of a model or adapter folder and hashes that tell it from a changed one. Raises CheckpointError.
 
     They are of samples of the weights and of the small files that answers depend on, an adapter's base included.
     """
-    folder = find_folder(path)
-    if is_adapter(folder):
+    folder, adapter = find_checkpoint(path)
+    if adapter:
         origin = read_origin(folder, base).base
-        hashes = [fingerprint(folder / "adapter_model.safetensors"), _hash_small_files(folder)]
+        hashes = [fingerprint(folder / WEIGHTS), _hash_small_files(folder)]
         hashes += [fingerprint(origin), _hash_small_files(origin)]
-    elif (folder / "config.json").is_file():
-        hashes = [fingerprint(folder), _hash_small_files(folder)]
     else:
-        raise CheckpointError(f"{path}: not a model folder, there is no config.json in it")
+        hashes = [fingerprint(folder), _hash_small_files(folder)]
     return " ".join([folder.resolve().name, *hashes])
 
 
@@ -51,11 +59,9 @@ def config_of_checkpoint(path: str, base: str | None = None, conv_style: str | N
 
     Raises CheckpointError, ConfigError.
     """
-    folder = find_folder(path)
+    folder, adapter = find_checkpoint(path)
     overrides = {} if conv_style is None else {"template": conv_style}
-    if is_adapter(folder):
+    if adapter:
         origin = read_origin(folder, base)
         return load_config(origin.base, {**origin.overrides, **overrides})
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{path}: not a model folder, there is no config.json in it")
     return load_config(folder, overrides)

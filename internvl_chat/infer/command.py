@@ -16,6 +16,9 @@ from internvl_chat.log import setup_logging
 if TYPE_CHECKING:
     from internvl_chat.infer.loaded import Loaded
 
+_FRAMES = 8  # of a video
+# Of torch's generators; a process adds its number.
+_SEEDS = range(2**63)
 # Flags of a file of questions -> what they are without one.
 _OF_FILES = {"output": None, "batch_size": 8, "image_root": None, "overwrite": False}
 
@@ -27,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("question", nargs="?", help="what to ask; without it a conversation starts, line by line (/help)")
     add("--image", action="append", default=[], metavar="PATH", help="picture for the (first) question; repeatable")
     add("--video", metavar="PATH", help="video, GIF or folder of frames (its name ends in /) for the (first) question")
-    add("--num_segments", type=int, default=8, metavar="N", help="frames of a video (default: %(default)s)")
+    add("--num_segments", type=int, default=_FRAMES, metavar="N", help="frames of a video (default: %(default)s)")
     add("--max_tiles", type=int, metavar="N", help="most tiles of a question's pictures (default: config.json's)")
     add("--system", metavar="MESSAGE", help="system message (default: the template's)")
     add(
@@ -69,16 +72,35 @@ def run(args: argparse.Namespace) -> int:
             generation[name] = getattr(args, name)
     generation |= read_settings(args.generate)
     check_settings(generation)
-    for name in ("num_segments", "max_tiles", "batch_size"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ConfigError(f"--{name} {value}: at least 1")
+    _check_flags(args, generation)
     if args.input is not None:
         return _answer_file(args, generation)
     for name, default in _OF_FILES.items():
         if getattr(args, name) != default:
             raise ConfigError(f"--{name} belongs to a file of questions; give it with --input, or leave it out")
+    if args.question is not None and args.video is None and args.num_segments != _FRAMES:
+        raise ConfigError(
+            f"--num_segments {args.num_segments} belongs to a video; give it with --video, or leave it out"
+        )
     setup_logging()
     return _converse(args, generation)
+
+
+def _check_flags(args: argparse.Namespace, generation: dict[str, Any]) -> None:
+    """Raise ConfigError for values that cannot be used, and for flags that would be read by nothing."""
+    from internvl_chat.infer.answer import generation_options
+
+    for name in ("num_segments", "max_tiles", "batch_size"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ConfigError(f"--{name} {value}: at least 1")
+    if args.seed is not None and args.seed not in _SEEDS:
+        raise ConfigError(f"--seed {args.seed}: from 0 to {_SEEDS[-1]}")
+    talks = args.question is None and args.input is None  # /set may make it sample
+    for name in ("top_p", "seed"):
+        if getattr(args, name) is not None and not talks and not generation_options(generation)["do_sample"]:
+            raise ConfigError(
+                f"--{name} {getattr(args, name)}: only what is sampled has one; add --temperature 0.7, or leave it out"
+            )
 
 
 def _converse(args: argparse.Namespace, generation: dict[str, Any]) -> int:
@@ -115,6 +137,8 @@ def _answer_file(args: argparse.Namespace, generation: dict[str, Any]) -> int:
     for name, given in (("a question", args.question), ("--image", args.image), ("--video", args.video)):
         if given:
             raise ConfigError(f"--input has the questions; leave {name} out")
+    if args.stats:
+        raise ConfigError("--stats belongs to a conversation; with --input the log has the speed, leave it out")
     if Path(args.output).resolve() == Path(args.input).resolve():
         raise ConfigError(f"--output {args.output} is the file of the questions")
     launch = find_launch(os.environ, resolve=str)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import re
 from pathlib import Path
 from typing import Any
@@ -31,18 +30,14 @@ def model_name(path: str | Path) -> str:
 
     Of an adapter it is its run's; of a checkpoint within a run, both.
     """
-    folder = Path(path).expanduser().absolute()
-    if folder.name == "adapter":
-        return folder.parent.name
+    folder = named_folder(path)
     return f"{folder.parent.name}-{folder.name}" if _CHECKPOINT.fullmatch(folder.name) else folder.name
 
 
-def is_loopback(host: str) -> bool:
-    """Whether who listens at this address is reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def named_folder(path: str | Path) -> Path:
+    """The folder whose name says which model it is: adapters all have the same name, that of their run says more."""
+    folder = Path(path).expanduser().absolute()
+    return folder.parent if folder.name == "adapter" else folder
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from internvl_chat.infer.loaded import Loaded
 # Ways of generating that make, or change, a cache of their own.
 _OWN_CACHE = {
     "use_cache", "cache_implementation", "past_key_values", "num_beams", "assistant_model", "prompt_lookup_num_tokens",
-    "penalty_alpha", "dola_layers", "custom_generate",
 }  # fmt: skip
 
 

@@ -13,17 +13,17 @@ from internvl_chat.constants import GROUNDING_TOKENS, SPECIAL_TOKENS
 from internvl_chat.data.template import Framing
 from internvl_chat.data.tiles import ImageBackend, TileSettings
 from internvl_chat.data.tokens import Encoder
-from internvl_chat.errors import CheckpointError, ConfigError, nearest
+from internvl_chat.errors import ConfigError, nearest
 from internvl_chat.infer.chat_model import ChatModel
+from internvl_chat.infer.checkpoint import find_checkpoint
 from internvl_chat.infer.device_map import Place, Rule, resolve_device_map
 from internvl_chat.infer.loaded import Loaded
 from internvl_chat.log import get_logger
-from internvl_chat.model.adapter import Origin, is_adapter, read_origin
+from internvl_chat.model.adapter import Origin, read_origin
 from internvl_chat.model.bits import bits_config
 from internvl_chat.model.build import load_config, load_model
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.config import InternVLChatConfig
-from internvl_chat.model.hub import find_folder
 from internvl_chat.model.tokenizer import load_tokenizer
 
 __all__ = ["DTYPES", "Loaded", "assemble", "load", "quantization_of"]
@@ -67,7 +67,7 @@ def load(
     """
     if device is not None and device_map is not None:
         raise ConfigError("give device, or device_map, not both")
-    folder, adapter = _find(path)
+    folder, adapter = find_checkpoint(path)
     if base is not None and not adapter:
         raise ConfigError(f"--base goes with an adapter folder; {path} is a whole model, leave it out")
     place = resolve_device(device)
@@ -100,16 +100,6 @@ def load(
     else:
         model = load_model(folder, number_type, **options)
     return assemble(model, tokenizer, image_backend)
-
-
-def _find(path: str | Path) -> tuple[Path, bool]:
-    """The folder, and whether it is that of an adapter. Raises CheckpointError if it is that of nothing."""
-    folder = find_folder(path)
-    if is_adapter(folder) or (folder / "config.json").is_file():
-        return folder, is_adapter(folder)
-    inside = sorted(str(found.parent) for found in folder.glob("*/config.json"))
-    hint = f"did you mean {inside[-1]}?" if inside else "it needs config.json, tokenizer.json, *.safetensors"
-    raise CheckpointError(f"{path}: not a model folder, there is no config.json in it; {hint}")
 
 
 def quantization_of(

@@ -19,7 +19,7 @@ from internvl_chat.data.media import read_image, read_image_size, to_rgb
 from internvl_chat.data.storage import Medium
 from internvl_chat.data.tiles import TileSettings, count_tiles, cut_tiles
 from internvl_chat.data.video import read_frames, read_video_info
-from internvl_chat.errors import ConfigError, DataError
+from internvl_chat.errors import ConfigError, DataError, InternVLError, first_line
 
 if TYPE_CHECKING:
     from internvl_chat.model.chat import InternVLChatModel
@@ -85,10 +85,17 @@ def read_picture(source: Picture) -> Image.Image:
     """RGB picture of a path or of an opened picture. Raises DataError (missing, broken, too large, holds floats)."""
     try:
         return to_rgb(source) if isinstance(source, Image.Image) else read_image(_file_of(source))
+    except InternVLError:
+        raise
     except Fault as fault:
         raise _as_user_error(fault) from fault
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"picture cannot be decoded ({error})") from error
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
+        raise DataError(f"picture cannot be decoded ({first_line(error)})") from error
+
+
+def picture_size(source: Picture) -> tuple[int, int]:
+    """(width, height) of a picture, no pixel decoded. Raises DataError."""
+    return source.size if isinstance(source, Image.Image) else _told(lambda: read_image_size(_file_of(source)))
 
 
 def read_video(video: Video) -> list[Image.Image]:
@@ -139,11 +146,8 @@ def count_shown(shown: Sequence[Shown], settings: TileSettings) -> tuple[int, ..
             video = Path(source.source).expanduser()
             info = _told(lambda path=video: read_video_info(path))  # type: ignore[misc]
             counts += [count_tiles(info.width, info.height, own)] * source.num_segments
-        elif isinstance(source, Image.Image):
-            counts.append(count_tiles(source.width * one.enlarge, source.height * one.enlarge, own))
         else:
-            file = _file_of(source)
-            width, height = _told(lambda file=file: read_image_size(file))  # type: ignore[misc]
+            width, height = picture_size(source)
             counts.append(count_tiles(width * one.enlarge, height * one.enlarge, own))
     return tuple(counts)
 

@@ -42,22 +42,24 @@ def question_of(
     system: str | None = None,
     num_segments: int = NUM_SEGMENTS,
     bound: tuple[float, float] | None = None,
-    video_tiles: int = 1,
 ) -> Question:
     """A question with pictures and a video, behind what was said ``before`` (its last turn an answer).
 
     Pictures stand where the text has ``<image>``, a video where it has ``<video>``, else they are put first. Pictures
-    of one question share the tile limit; a frame of a video has ``video_tiles`` tiles at most. ``system``: the system
-    message of a new conversation, None = the template's. Raises DataError if tags and pictures do not match.
+    of one question share the tile limit; a frame of a video is a tile. ``system``: the system
+    message of a new conversation, None = the template's. Raises DataError if nothing is asked or shown, or if tags and
+    pictures do not match.
     """
     pictures = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+    if not text.strip() and not pictures and video is None:
+        raise DataError("the question is empty; write one")
     text = _place_video(place_pictures(text, len(pictures)), video is not None)
     stills = iter(show_pictures(pictures, settings))
     films: Iterator[Shown] = iter(())
     if video is not None:
         if not isinstance(video, (str, Path)):
             raise DataError("a video is given by its path, not as an opened picture")
-        films = iter([Shown(Video(video, num_segments, bound), video_tiles)])
+        films = iter([Shown(Video(video, num_segments, bound), 1)])
     shown = [next(stills if tag == IMAGE_PLACEHOLDER else films) for tag in _TAGS.findall(text)]
     turn = expand_videos([Turn("human", text)], [num_segments])[0]
     if before is None:

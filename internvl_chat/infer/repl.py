@@ -32,6 +32,11 @@ HELP = {
     "/quit": "/quit                 leave (also Ctrl-D; Ctrl-C stops an answer, or leaves)",
 }
 
+NO_MEMORY = (
+    "the GPU has no more memory for this question; take fewer tiles (--max_tiles) or frames of a video, or load the "
+    "model in fewer bits (--load_in_8bit, --load_in_4bit)"
+)
+
 
 class Repl:
     """Asks ``chat``. Errors go to stderr and end nothing; ``stats``: so does a line of figures after each answer."""
@@ -74,28 +79,38 @@ class Repl:
         return 0
 
     def answer(self, question: str) -> None:
-        """Stream the answer to stdout. What is attached is used up by an answer that came to its end."""
+        """Stream the answer to stdout. What is attached is used up by an answer that came to its end.
+
+        Raises InternVLError.
+        """
         question, before = self._tagged(question), self._chat.copy()
         watch = Watch()
         generation = {**self._generation, "stopping_criteria": [watch]}
         video = self._video
         asked: dict[str, Any] = {"images": self._images, "video": video and video.source, **generation}
         asked["num_segments"] = video.num_segments if video else self._num_segments
-        if searches_beams(self._chat.loaded, self._generation):  # which token comes next is only known at the end
-            text = self._chat.ask(question, **asked)
-            print(text, end="", flush=True)
-        else:
-            text = ""
-            with contextlib.closing(self._chat.ask(question, stream=True, **asked)) as pieces:
-                for piece in pieces:
-                    text += piece
-                    print(piece, end="", flush=True)
+        try:
+            text = self._print_answer(question, asked)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(NO_MEMORY) from error
         print(flush=True)
         if self._stats:
             _print_dim(watch.figures())
         self._before.append(before)
         self._rounds.append(Round(question, tuple(self._images), video, text))
         self._images, self._video = [], None
+
+    def _print_answer(self, question: str, asked: Mapping[str, Any]) -> str:
+        if searches_beams(self._chat.loaded, self._generation):  # which token comes next is only known at the end
+            text = self._chat.ask(question, **asked)
+            print(text, end="", flush=True)
+            return text
+        text = ""
+        with contextlib.closing(self._chat.ask(question, stream=True, **asked)) as pieces:
+            for piece in pieces:
+                text += piece
+                print(piece, end="", flush=True)
+        return text
 
     def _tagged(self, question: str) -> str:
         """The question with a tag for each picture and for the video, as it will be asked and saved."""
@@ -112,7 +127,9 @@ class Repl:
                 self._answer_until_interrupted(text)
         except InternVLError as error:
             _print_error(str(error))
-        except (ValueError, TypeError, RuntimeError) as error:  # what generate refuses; no memory left
+        except BrokenPipeError:  # nobody reads the answers any more
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the conversation goes on
             _print_error(first_line(error))
 
     def _answer_until_interrupted(self, question: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers import GenerationConfig
 
 from internvl_chat.errors import ConfigError, first_line, nearest
-from internvl_chat.infer.answer import generation_options
+from internvl_chat.infer.answer import REFUSED, generation_options, refusal
 from internvl_chat.infer.loaded import Loaded
 
 _WHOLE = (
@@ -22,34 +23,14 @@ _NUMBERS = (
 )  # fmt: skip
 _SWITCHES = ("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values")
 _LISTS = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias")
-# Arguments that transformers 5 knows and that cannot work here -> why.
-_REFUSED = {
-    **dict.fromkeys(
-        ("penalty_alpha", "dola_layers", "constraints", "force_words_ids", "num_beam_groups", "diversity_penalty"),
-        "transformers left it to code from the hub, which is never run",
-    ),
-    **dict.fromkeys(
-        (
-            "guidance_scale", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "prefill_chunk_size",
-            "token_healing", "assistant_early_exit", "is_assistant",
-        ),
-        "it needs the prompt's ids, and generate is given embeddings, for pictures have no ids",
-    ),
-    **dict.fromkeys(
-        ("use_mtp", "speculation_type", "compile_config", "cache_config", "continuous_batching_config"),
-        "it needs what cannot be given on a command line",
-    ),
-    **dict.fromkeys(
-        ("output_attentions", "output_hidden_states", "output_logits", "output_scores"), "the answer is a text"
-    ),
-}  # fmt: skip
 
 
 def read_setting(name: str, text: str) -> Any:
     """The value of a decoding argument: JSON, or else the text itself. Raises ConfigError, also for unknown names."""
-    if name in _REFUSED:
-        raise ConfigError(f"{name} cannot be set: {_REFUSED[name]}")
-    legal = [field for field in vars(GenerationConfig()) if not field.startswith("_") and field not in _REFUSED]
+    fields = [field for field in vars(GenerationConfig()) if not field.startswith("_")]
+    if name in fields and name in REFUSED:
+        raise refusal(name)
+    legal = [field for field in fields if field not in REFUSED]
     if name not in legal:
         raise ConfigError(f"{name!r} is no decoding argument of generate{nearest(name, legal)}")
     try:
@@ -58,19 +39,24 @@ def read_setting(name: str, text: str) -> Any:
         value = {"True": True, "False": False, "None": None}.get(text, text)
     if name == "stop_strings" and not isinstance(value, list) and value is not None:
         value = text
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} = {text!r}: must be finite")
     for names, good, what in (
-        (_WHOLE, number and value == int(value), "a whole number"),
-        (_NUMBERS, number, "a number"),
-        (_SWITCHES, isinstance(value, bool), "true or false"),
-        (_LISTS, isinstance(value, list) and value, "a list, as in bad_words_ids=[[5,6]] or suppress_tokens=[5]"),
+        (_WHOLE, lambda: _is_number(value) and value == int(value), "a whole number"),
+        (_NUMBERS, lambda: _is_number(value), "a number"),
+        (_SWITCHES, lambda: isinstance(value, bool), "true or false"),
+        (_LISTS, lambda: isinstance(value, list) and value, "a list, as in bad_words_ids=[[5,6]], suppress_tokens=[5]"),
     ):
-        if name in names and not good and value is not None:
+        if name in names and value is not None and not good():
             raise ConfigError(f"{name} = {text!r}: must be {what}")
     if name in _WHOLE and value is not None:
         value = int(value)
     check_settings({name: value})
     return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def read_settings(words: Iterable[str]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def to_line(rounds: Sequence[Round], system: str | None = None) -> str:
     """The conversation as a line of the training format, paths absolute."""
     images = [_absolute(image) for one in rounds for image in one.images]
     videos = [one.video for one in rounds if one.video]
-    turns = [{"from": "system", "value": system}] if system else []
+    turns = [{"from": "system", "value": system}] if system is not None else []
     for one in rounds:
         turns += [{"from": "human", "value": one.question}, {"from": "gpt", "value": one.answer}]
     record: dict[str, Any] = {"image": images} if images else {}

@@ -16,6 +16,7 @@ from internvl_chat.model.layout import ADAPTER_FILE
 log = get_logger(__name__)
 
 ORIGIN = "internvl_adapter.json"
+WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)

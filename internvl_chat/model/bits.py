@@ -16,7 +16,7 @@ def bits_problem(load_in_8bit: bool, load_in_4bit: bool) -> str | None:
     if not (load_in_8bit or load_in_4bit) or is_bitsandbytes_available():
         return None
     flag = "--load_in_4bit" if load_in_4bit else "--load_in_8bit"
-    return f"{flag} needs the package bitsandbytes: pip install 'internvl_chat[quant]'"
+    return f"{flag} needs the package bitsandbytes: pip install bitsandbytes"
 
 
 def bits_config(

@@ -23,12 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from internvl_chat.errors import CheckpointError, ConfigError, nearest
-from internvl_chat.model.adapter import ORIGIN, Origin
+from internvl_chat.model.adapter import ORIGIN, WEIGHTS, Origin
 from internvl_chat.model.chat import InternVLChatModel
 from internvl_chat.model.layout import ADAPTER_FILE
 from internvl_chat.model.token_rows import add_token_rows, fold_token_rows, is_token_row, token_row_ids
 
-WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _ADAPTER = ".default"
 _LAYER = re.compile(r"\.(\d+)\.")

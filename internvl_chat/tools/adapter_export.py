@@ -31,9 +31,8 @@ def export_adapter(source: Path, out: Path, engine: str, base: str | None, dtype
     """
     from safetensors.torch import load_file, save_file
 
-    from internvl_chat.model.adapter import read_origin
+    from internvl_chat.model.adapter import WEIGHTS, read_origin
     from internvl_chat.model.layout import ADAPTER_FILE
-    from internvl_chat.model.lora import WEIGHTS
     from internvl_chat.model.merge import load_merged
 
     settings, names = _read_adapter(source)
@@ -74,8 +73,8 @@ def export_adapter(source: Path, out: Path, engine: str, base: str | None, dtype
 
 
 def _read_adapter(source: Path) -> tuple[dict[str, Any], list[str]]:
+    from internvl_chat.model.adapter import WEIGHTS
     from internvl_chat.model.layout import ADAPTER_FILE, head_of
-    from internvl_chat.model.lora import WEIGHTS
 
     try:
         settings = json.loads((source / ADAPTER_FILE).read_text(encoding="utf-8"))

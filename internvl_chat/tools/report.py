@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from internvl_chat.constants import IMAGE_PLACEHOLDER
 from internvl_chat.log import get_logger
-from internvl_chat.page import PAGE_END, page_head
+from internvl_chat.page import PAGE_END, page_head, picture_uri
 from internvl_chat.tools.report_charts import accuracy_bars, finite_points, line_chart
 
 if TYPE_CHECKING:
@@ -64,12 +62,8 @@ def _picture_uri(path: str | os.PathLike[str]) -> str:
 
     with Image.open(path) as picture:
         clear = "A" in picture.getbands() or "transparency" in picture.info
-        small = picture.convert("RGBA" if clear else "RGB")
-    small.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
-    packed = io.BytesIO()
-    small.save(packed, "PNG" if clear else "JPEG", quality=82)
-    kind = "png" if clear else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(packed.getvalue()).decode('ascii')}"
+        plain = picture.convert("RGBA" if clear else "RGB")
+    return picture_uri(plain, PICTURE_SIDE, "PNG" if clear else "JPEG", 82)
 
 
 def _picture(path: str | os.PathLike[str], place: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zlib
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import PIL
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageFile
+from PIL import EpsImagePlugin, Image, ImageCms, ImageFile
 
 from internvl_chat.constants import MAX_IMAGE_PIXELS
 from internvl_chat.data.faults import Fault, FaultCode
@@ -236,3 +237,28 @@ def test_a_palette_with_byte_transparency_gives_no_warning(recwarn: pytest.Warni
     image.info["transparency"] = bytes(256)
     to_rgb(image)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n%%EOF\n", "EPS"),
+        (b"\xd7\xcd\xc6\x9a" + bytes(40), "WMF"),
+        (b"8BPS\0\1" + bytes(40), "PSD"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(
+    tmp_path: Path, content: bytes, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the file is called; and nothing is started for it, as Pillow starts Ghostscript."""
+    started = tmp_path / "started"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {started}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # it is looked for once
+    (tmp_path / "a.png").write_bytes(content)
+    for read in (read_image_size, read_image):
+        with pytest.raises(Fault, match=rf"a\.png' is of the format {name}, which is not read; convert it") as fault:
+            read(tmp_path / "a.png")
+        assert fault.value.code is FaultCode.BROKEN_IMAGE
+    assert not started.exists()

@@ -19,6 +19,7 @@ from internvl_chat.data.tiles import cut_tiles
 from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.infer import batch as batch_module
 from internvl_chat.infer import pictures as pictures_module
+from internvl_chat.infer.answer import REFUSED
 from internvl_chat.infer.batch import answers, batch_answer
 from internvl_chat.infer.chat import Chat
 from internvl_chat.infer.load import Loaded
@@ -139,18 +140,51 @@ def test_sampling_follows_the_seed_and_temperature_zero_is_greedy(qwen: Loaded) 
         ({"temperature": -1}, "temperature -1 is negative"),
         ({"temperature": 1.0, "top_p": 0}, "top_p 0 is not in"),
         ({"max_new_tokens": 0}, "leaves no room"),
-        ({"num_return_sequences": 2}, "'num_return_sequences' cannot be set here: ask several times"),
+        ({"num_return_sequences": 2}, "num_return_sequences cannot be set here: ask several times"),
         ({"image": "a.png"}, "'image' is no argument here; did you mean 'images'"),
-        ({"max_length": 5}, "'max_length' cannot be set here: use max_new_tokens"),
-        ({"generation_config": GenerationConfig(return_dict_in_generate=True)}, "'return_dict_in_generate' cannot"),
+        ({"max_length": 5}, "max_length cannot be set here: use max_new_tokens"),
+        ({"generation_config": GenerationConfig(return_dict_in_generate=True)}, "return_dict_in_generate cannot"),
         ({"temperature": "hot"}, "temperature 'hot' is not a number"),
-        ({"max_new_tokens": True}, "max_new_tokens True is not a number"),
+        ({"max_new_tokens": True}, "max_new_tokens True is not a whole number"),
         ({"bad_words_ids": 3}, "generate refuses these arguments: "),
+        ({"max_new_tokens": 2.5}, "max_new_tokens 2.5 is not a whole number"),
+        ({"temperature": float("nan")}, "temperature nan is not a number"),
+        ({"do_sample": True, "temperature": 0.0}, "do_sample needs a temperature above 0; add --temperature"),
+        ({"num_beams": 0}, "num_beams 0: at least 1"),
+        ({"num_beams": -1}, "num_beams -1: at least 1"),
+        ({"stop_strings": [1]}, "a text or a list of texts"),
+        ({"stop_strings": 3}, "a text or a list of texts"),
+        ({"forced_eos_token_id": 99999}, "forced_eos_token_id 99999: the ids of this model's tokens are 0 to"),
+        ({"forced_bos_token_id": 99999}, "forced_bos_token_id 99999: the ids of"),
+        ({"pad_token_id": -1}, "pad_token_id -1: the ids of"),
+        ({"eos_token_id": 1e30}, "eos_token_id 1e.30: the ids of"),
+        ({"exponential_decay_length_penalty": [5]}, "generate refuses these arguments: "),
+        ({"cache_implementation": "quantized"}, "generate refuses these arguments: "),
+        ({"prompt_lookup_num_tokens": 10**30}, "generate refuses these arguments: "),
+        *(({name: 2}, f"{name} cannot be set here: ") for name in sorted(REFUSED)),
     ],
 )
 def test_bad_arguments(qwen: Loaded, generation: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Chat(qwen).ask("What?", **generation)
+
+
+def test_arguments_that_say_nothing_are_taken(qwen: Loaded) -> None:
+    """Configs are full of them."""
+    said = {"num_return_sequences": 1, "penalty_alpha": 0.0, "output_scores": False, "guidance_scale": 1.0}
+    assert Chat(qwen).ask("What?", **LENGTH, **said) == Chat(qwen).ask("What?", **LENGTH)
+
+
+def test_no_code_is_run_and_nobody_asked_for_leave(
+    qwen: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would ask on stdin whether to run the folder's code, and then do it."""
+    (tmp_path / "custom_generate").mkdir()
+    (tmp_path / "custom_generate" / "generate.py").write_text("def generate(**given):\n    raise SystemExit\n")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    for more in ({}, {"trust_remote_code": True}):
+        with pytest.raises(ConfigError, match="no code but that of transformers"):
+            Chat(qwen).ask("What?", custom_generate=str(tmp_path), **more)
 
 
 def test_a_generation_config_is_taken_apart(qwen: Loaded) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from internvl_chat import cli
 from internvl_chat.errors import ConfigError, DataError
@@ -123,6 +124,14 @@ def test_wrong_values_are_told_before_anything_is_loaded(pictures: list[Path]) -
         (("q", "--generate", "top_q=1"), ConfigError, "did you mean 'top_k'|did you mean 'top_p'"),
         (("q", "--num_segments", "0"), ConfigError, "--num_segments 0: at least 1"),
         (("q", "--max_tiles", "0"), ConfigError, "--max_tiles 0: at least 1"),
+        (("q", "--num_segments", "4"), ConfigError, "--num_segments 4 belongs to a video"),
+        (("q", "--seed", "1"), ConfigError, "--seed 1: only what is sampled has one; add --temperature 0.7"),
+        (("q", "--top_p", "0.9"), ConfigError, "--top_p 0.9: only what is sampled"),
+        (("q", "--temperature", "1", "--seed", "9" * 23), ConfigError, "--seed 9+: from 0 to"),
+        (("--seed", "-1"), ConfigError, "--seed -1: from 0 to"),
+        (("q", "--generate", "do_sample=true"), ConfigError, "add --temperature 0.7"),
+        ((*files, "--stats"), ConfigError, "--stats belongs to a conversation"),
+        ((*files, "--seed", "1"), ConfigError, "--seed 1: only what is sampled"),
         (("q", "--image", "nowhere.png"), DataError, "does not exist"),
         (("q", "--video", "nowhere.mp4"), DataError, "does not exist"),
         (("<image> <image>", "--image", str(pictures[0])), DataError, "2 <image>"),
@@ -197,3 +206,35 @@ def test_the_module_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "set()"
+
+
+def test_bytes_that_are_no_text_and_letters_that_stdout_has_not(tiny_folder: Callable[[str], Path]) -> None:
+    """In a process of its own: each is told of, or written as ?, and the conversation goes on."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLI, "chat", tiny_folder("qwen2"), "--device", "cpu", "--max_new_tokens", "30"],
+        input=b"h\xffm\nHm?\n/quit\n", capture_output=True, timeout=120,
+        env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(b"error: the question holds")
+    assert done.stderr.count(b"\n") == 1
+    assert done.stdout.strip()
+
+
+def test_no_memory_left_is_a_line(
+    main: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("internvl_chat.model.chat.InternVLChatModel.generate", fail)
+    assert main("Hm?") == 2
+    assert capsys.readouterr().err.startswith("error: the GPU has no more memory for this question; take fewer tiles")
+    (tmp_path / "in.jsonl").write_text('{"question": "Hm?"}\n')
+    assert main("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl", "--batch_size", 4) == 2
+    assert "no more memory with --batch_size 4 and --batch_tokens" in capsys.readouterr().err
+
+
+def test_an_empty_question_is_refused(main: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(" ") == 2
+    assert capsys.readouterr().err == "error: the question is empty; write one\n"

@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from internvl_chat.data.record import parse_record
+from internvl_chat.data.record import Turn, parse_record
 from internvl_chat.errors import ConfigError
+from internvl_chat.infer.answer import prompt_ids
 from internvl_chat.infer.ask_line import Reading, ask_line
 from internvl_chat.infer.batch import Answer, answers
 from internvl_chat.infer.chat import Chat
 from internvl_chat.infer.load import Loaded
 from internvl_chat.infer.pictures import Video
-from internvl_chat.infer.repl import HELP, Repl
+from internvl_chat.infer.repl import HELP, NO_MEMORY, Repl
 from internvl_chat.infer.settings import check_settings, read_settings
 from internvl_chat.infer.transcript import Round, to_line, to_markdown
 from internvl_chat.infer.typed import LONG, read_typed
@@ -197,6 +199,38 @@ def test_what_generate_refuses_ends_nothing(talk: Callable[..., Any], qwen: Load
     assert out.endswith(f"max_new_tokens=8\n{Chat(qwen).ask('Hm?', **EIGHT)}\n")
 
 
+def test_whatever_goes_wrong_ends_nothing(talk: Callable[..., Any], qwen: Loaded) -> None:
+    class Failing(Chat):
+        error: Exception = KeyError("what nobody thought of")
+
+        def ask(self, question: str, *args: object, **kwargs: object) -> Any:
+            if question != "Hm?":
+                raise self.error
+            return super().ask(question, *args, **kwargs)  # type: ignore[call-overload]
+
+    good = Chat(qwen).ask("Hm?", **EIGHT)
+    out, err = talk("/set forced_eos_token_id 99999\nHm?\n/set forced_eos_token_id\nFail\nHm?\n", chat=Failing(qwen))
+    assert out.endswith(f"max_new_tokens=8\n{good}\n")
+    assert [line.split(" ")[:2] for line in err.splitlines()] == [
+        ["error:", "forced_eos_token_id"], ["error:", "'what"],
+    ]  # fmt: skip
+    Failing.error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    out, err = talk("Fail\nHm?\n", chat=Failing(qwen))
+    assert (out, err) == (f"{good}\n", f"error: {NO_MEMORY}\n")
+    Failing.error = BrokenPipeError()
+    with pytest.raises(BrokenPipeError):
+        talk("Fail\n", chat=Failing(qwen))
+
+
+def test_an_empty_system_message_is_saved(talk: Callable[..., Any], qwen: Loaded, tmp_path: Path) -> None:
+    """Without it the line would be asked again with the template's."""
+    talk(f"Hm?\n/save {tmp_path}/said.jsonl\n", system="")
+    line = (tmp_path / "said.jsonl").read_text(encoding="utf-8")
+    assert json.loads(line)["conversations"][0] == {"from": "system", "value": ""}
+    asked = ask_line(line, Reading(qwen.tiles))
+    assert asked.question.turns[0] == Turn("system", "")
+
+
 def test_beams_of_the_checkpoint_are_not_streamed(
     talk: Callable[..., Any], qwen: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,12 +367,18 @@ def test_decoding_arguments() -> None:
         ("_from_model_config=1", "is no decoding argument"),
         ("max_new_tokens=0", "no room for an answer"),
         ("cache_implementation=nonsense", "cache_implementation"),
-        ("penalty_alpha=0.6", "penalty_alpha cannot be set: transformers left it to code from the hub"),
-        ("guidance_scale=2", "guidance_scale cannot be set: it needs the prompt's ids"),
-        ("assistant_early_exit=1", "assistant_early_exit cannot be set"),
-        ("output_scores=true", "output_scores cannot be set: the answer is a text"),
+        ("penalty_alpha=0.6", "penalty_alpha cannot be set here: transformers left it to code from the hub"),
+        ("guidance_scale=2", "guidance_scale cannot be set here: it needs the prompt's ids"),
+        ("assistant_early_exit=1", "assistant_early_exit cannot be set here"),
+        ("output_scores=true", "output_scores cannot be set here: the answer is a text"),
         ("bad_words_ids=3", "bad_words_ids = '3': must be a list"),
         ("max_length=9", "use max_new_tokens"),
+        ("top_k=NaN", "top_k = 'NaN': must be finite"),
+        ("repetition_penalty=Infinity", "must be finite"),
+        ("max_new_tokens=1e400", "must be finite"),
+        ("watermarking_config=1", "watermarking_config cannot be set here"),
+        ("num_beams=0", "num_beams 0: at least 1"),
+        ("stop_strings=[1]", "a text or a list of texts"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
             read_settings([word])
@@ -350,11 +390,12 @@ def test_decoding_arguments() -> None:
 
 def test_arguments_that_are_refused_do_fail_in_generate(qwen: Loaded) -> None:
     """Should a later transformers have them again, or these models take them, this fails."""
+    ids = torch.from_numpy(prompt_ids(qwen, [Turn("human", "Hm?")], []))[None]
     for name, value in (
         ("penalty_alpha", 0.6),
         ("guidance_scale", 2.0),
         ("dola_layers", "low"),
         ("token_healing", True),
     ):
-        with pytest.raises((ConfigError, RuntimeError)):
-            Chat(qwen).ask("Hm?", **{name: value}, **EIGHT)
+        with pytest.raises((ValueError, RuntimeError)):
+            qwen.model.generate(input_ids=ids, **{name: value}, **EIGHT)

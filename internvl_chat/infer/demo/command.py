@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from internvl_chat.errors import ConfigError
-from internvl_chat.infer.flags import add_model_flags, is_loopback, model_options
+from internvl_chat.infer.address import is_loopback, listen_at
+from internvl_chat.infer.flags import add_model_flags, model_name, model_options, named_folder
 from internvl_chat.log import get_logger, setup_logging
 
 if TYPE_CHECKING:
@@ -105,42 +106,31 @@ def upload_folder() -> Iterator[Path]:
 
 def free_port(host: str, port: int) -> int:
     """The port, or a free one for 0. Raises ConfigError if it cannot be had."""
-    import socket
-
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            return int(probe.getsockname()[1])
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"--host {host} --port {port} cannot be used ({error}); --port 0 takes any free port"
-        ) from error
+    with listen_at(host, port) as place:
+        return int(place.getsockname()[1])
 
 
 def names_of(folders: Sequence[str]) -> list[str]:
-    """What the page calls the models: the last part of each path, as many parts as tell them apart."""
-    paths = [Path(folder).expanduser().absolute() for folder in folders]
-    # Adapters all have the same name: that of their run says more.
-    parts = [(path.parent if path.name == "adapter" else path).parts for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
+    """What the page calls the models: by their names, else by as many parts of their paths as tell them apart."""
+    short = [model_name(folder) for folder in folders]
+    parts = [named_folder(folder).parts for folder in folders]
+    longer = (["/".join(part[-length:]) for part in parts] for length in range(2, max(map(len, parts)) + 1))
+    for names in (short, *longer):
         if len(set(names)) == len(names):
             return names
-    return [f"{name} ({number})" for number, name in enumerate(("/".join(part[-1:]) for part in parts), 1)]
+    return [f"{name} ({number})" for number, name in enumerate(short, 1)]
 
 
 def _load(args: argparse.Namespace) -> list[Model]:
     from transformers.utils.logging import disable_progress_bar
 
+    from internvl_chat.infer.checkpoint import config_of_checkpoint
     from internvl_chat.infer.demo.session import Model
     from internvl_chat.infer.load import load
-    from internvl_chat.model.hub import find_folder
 
     disable_progress_bar()
-    for folder in args.checkpoint:
-        find_folder(folder)  # a second one that is missing is told before the first is read
+    for folder in args.checkpoint:  # the second one's fault is told before the first is read
+        config_of_checkpoint(folder, args.base, args.conv_style)
     models = []
     for name, folder in zip(names_of(args.checkpoint), args.checkpoint, strict=True):
         logger.info("loading %s", folder)

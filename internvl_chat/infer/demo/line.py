@@ -15,9 +15,6 @@ class Line:
         self._tickets: deque[object] = deque()
         self._moved = Condition()
 
-    def __len__(self) -> int:
-        return len(self._tickets)
-
     @contextmanager
     def turn(self, given_up: Event, on_wait: Callable[[], None] = lambda: None) -> Iterator[bool]:
         """True within, once all who came before are through; False if ``given_up`` was set before that.

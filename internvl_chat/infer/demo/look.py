@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from PIL import Image
-
 from internvl_chat.infer.demo.seen import Seen
 from internvl_chat.infer.demo.session import Answer, Model, Round
+from internvl_chat.page import picture_uri
 
 # A browser fetches from this server only, whatever stands in an answer (a picture's address in Markdown, say).
 _POLICY = (
@@ -32,7 +29,7 @@ LATEX = [
     {"left": "\\(", "right": "\\)", "display": False},
 ]
 # Where this machine keeps an upload is nobody's business.
-_FOLDERS, _QUOTED_NAME = re.compile(r"'[^'\n]*/([^'/\n]+)'"), r"'\1'"
+_FOLDERS, _QUOTED_NAME = re.compile(r"""(["'])(?:(?!\1)[^\n])*/((?:(?!\1)[^/\n])+)\1"""), r"\1\2\1"
 EMPTY = "Attach pictures or a video below and ask about them."
 CSS = """
 .gradio-container { width: 100%; max-width: 1500px !important; margin: 0 auto !important; }
@@ -98,7 +95,7 @@ def _answer(answer: Answer) -> list[Any]:
 def tiles_html(seen: Sequence[Seen]) -> str:
     """Pictures of tiles with a line about each; one that is clicked fills the window."""
     return "".join(
-        f'<figure><img tabindex="0" alt="tiles" src="{_data_uri(one.image)}">'
+        f'<figure><img tabindex="0" alt="tiles" src="{picture_uri(one.image, kind="WEBP", quality=85)}">'
         f"<figcaption>{escape(one.text)}</figcaption></figure>"
         for one in seen
     )
@@ -111,9 +108,3 @@ def alert(text: str) -> str:
 
 def _without_folders(text: str) -> str:
     return _FOLDERS.sub(_QUOTED_NAME, text)
-
-
-def _data_uri(image: Image.Image) -> str:
-    packed = io.BytesIO()
-    image.save(packed, "WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode('ascii')}"

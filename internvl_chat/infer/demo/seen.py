@@ -13,7 +13,7 @@ from torch import Tensor
 from internvl_chat.data.tiles import choose_grid
 from internvl_chat.infer.demo.session import sort_files
 from internvl_chat.infer.loaded import Loaded
-from internvl_chat.infer.pictures import Shown, Video, cut_shown, read_picture, show_pictures
+from internvl_chat.infer.pictures import Shown, Video, cut_shown, picture_size, show_pictures
 
 # Side of a tile on the page, the gap between tiles, and between them and the thumbnail, in pixels.
 TILE_SIDE, GAP, LARGE_GAP = 160, 4, 20
@@ -35,7 +35,7 @@ def what_is_seen(files: Sequence[str | Path], loaded: Loaded, num_segments: int)
     seen = []
     for shown in show_pictures(pictures, loaded.tiles):
         tiles = cut_shown([shown], loaded.tiles).pixels
-        size = read_picture(shown.source).size  # type: ignore[arg-type]
+        size = picture_size(shown.source)  # type: ignore[arg-type]
         grid = choose_grid(*size, replace(loaded.tiles, max_tiles=shown.max_tiles))
         seen.append(
             Seen(lay_out(tiles, *grid), _picture_text(shown, size, grid, len(tiles), loaded.tiles.size, tokens))

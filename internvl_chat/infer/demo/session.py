@@ -107,11 +107,12 @@ class Session:
     A round counts only when every model has answered: after an error or a stop, no model remembers it.
     """
 
-    def __init__(self, models: Sequence[Model], folder: Path) -> None:
-        """``folder``: where pictures with boxes are written; made when there is one."""
+    def __init__(self, models: Sequence[Model], folder: Path, on_end: Callable[[], None] = lambda: None) -> None:
+        """``folder``: where pictures with boxes are written; made when there is one. ``on_end``: of each answer."""
         self.models = tuple(models)
         self.rounds: tuple[Round, ...] = ()
         self._folder = folder
+        self._on_end = on_end
         self._chats = [Chat(model.loaded) for model in models]
         self._before = self._copies()
         self._stop = Event()
@@ -160,6 +161,7 @@ class Session:
             yield from action()
         finally:
             self._busy.release()
+            self._on_end()
 
     def _ask_again(self, settings: Settings) -> Iterator[tuple[Round, ...]]:
         if not self.rounds:

@@ -40,17 +40,22 @@ class Visitors:
         """The conversation of a key, a new one for a new key."""
         with self._lock:
             if key not in self._sessions:
-                self._sessions[key] = Session(self.models, self._folder / key)
+                self._sessions[key] = Session(self.models, self._folder / key, self._forget_most)
             self._sessions.move_to_end(key)
             quiet = [other for other, session in self._sessions.items() if other != key and not session.busy]
             too_many = quiet[: max(0, len(self._sessions) - self._most)]
             found = self._sessions[key]
-            for session in list(self._sessions.values())[:-MOST_READ]:
-                session.forget_read()
             self._wait_for_quiet()
+        self._forget_most()
         for other in too_many:
             self.drop(other)
         return found
+
+    def _forget_most(self) -> None:
+        """Also called when an answer has ended: others may have come meanwhile."""
+        with self._lock:
+            for session in list(self._sessions.values())[:-MOST_READ]:
+                session.forget_read()
 
     def _wait_for_quiet(self) -> None:
         if self._timer is not None:
@@ -71,6 +76,3 @@ class Visitors:
         if session is not None:
             session.stop()
             shutil.rmtree(self._folder / key, ignore_errors=True)
-
-    def __len__(self) -> int:
-        return len(self._sessions)

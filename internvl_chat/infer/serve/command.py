@@ -11,7 +11,8 @@ from types import FrameType
 from typing import Any
 
 from internvl_chat.errors import ConfigError
-from internvl_chat.infer.flags import add_model_flags, is_loopback, model_name
+from internvl_chat.infer.address import is_loopback, listen_at
+from internvl_chat.infer.flags import add_model_flags, model_name
 from internvl_chat.log import get_logger, setup_logging
 
 logger = get_logger(__name__)
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     before = signal.signal(signal.SIGTERM, _end)
     try:
         # Taken before the weights are read: nobody waits minutes for a port that is not free.
-        with _listen_at(args.host, args.port) as place:
+        with listen_at(args.host, args.port) as place:
             _serve(args, place)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -151,26 +152,6 @@ def _key(given: str | None) -> str | None:
     if not key.isprintable():
         raise ConfigError(f"{source} has characters that no header can hold; choose a key of one line of letters")
     return key
-
-
-def _listen_at(host: str, port: int) -> socket.socket:
-    """A socket with its address, not listening yet. Raises ConfigError."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        place = socket.socket(family, kind, protocol)
-        try:
-            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            place.bind(address)
-        except OSError:
-            place.close()
-            raise
-    except OSError as error:
-        raise ConfigError(
-            f"--host {host} --port {port} cannot be listened at ({error.strerror or error}); another server may be "
-            "there: choose another --port"
-        ) from error
-    return place
 
 
 def _say_ready(place: socket.socket, name: str, has_key: bool) -> None:

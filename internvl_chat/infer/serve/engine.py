@@ -26,6 +26,9 @@ from internvl_chat.model.chat import normalize_tiles
 
 logger = get_logger(__name__)
 
+# So long is waited for the thread when the server ends.
+PATIENCE_S = 10.0
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -150,22 +153,18 @@ class Engine:
         self._thread.submit(self._run, model, prepared, config, seed, answer)
         return answer
 
-    def at_work(self) -> int:
-        """How many answers are being made, or wait for their turn."""
-        return len(self._open)
-
     def give_up(self) -> None:
         """Tell all clients that the server ends, which they will not wait for. Called from the event loop."""
         for answer in list(self._open):
             answer.closed.set()
             answer.queue.put_nowait(Failure("the server is ending", 503))
 
-    def stop(self, patience: float = 10.0) -> None:
+    def stop(self) -> None:
         """Cancel all answers and wait until the thread is idle: torch must not run while Python ends."""
         for answer in list(self._open):
             answer.closed.set()
         with contextlib.suppress(Late):
-            self._thread.submit(lambda: None).result(patience)
+            self._thread.submit(lambda: None).result(PATIENCE_S)
 
     def _run(self, model: Any, prepared: Prepared, config: GenerationConfig, seed: int | None, answer: Growing) -> None:
         try:

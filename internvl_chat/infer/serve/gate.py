@@ -21,13 +21,15 @@ App = Callable[[Any, Receive, Send], Awaitable[None]]
 
 # Set when the client of the request at hand has gone away.
 GONE: ContextVar[asyncio.Event] = ContextVar("GONE")
+# Counts more bytes that the request at hand holds up to its end. Raises ApiError if there is no memory left for them.
+HOLD: ContextVar[Callable[[int], None]] = ContextVar("HOLD")
 # A client that sends nothing for so long is given up. One that is refused is read on for so long (and up to the size of
 # a request), unkept, because many clients look for the answer only when they have sent everything.
 SILENCE_S, LINGER_S = 30.0, 1.0
 # A body has so long in all, and a second more for each so many bytes that have come.
 BODY_S, SLOWEST = 30.0, 64 * 2**10
-# Bodies that are in memory at once may have this many times the limit of one.
-BODIES_AT_ONCE = 16
+# Requests in memory, their bodies and the tiles of their pictures, may have this many times the limit of one body.
+BODIES_AT_ONCE = 32
 # Requests that are being sent at once. They hold no place in the line, so that slow clients do not fill it.
 UPLOADS_AT_ONCE = 512
 
@@ -100,6 +102,10 @@ class Gate:
         if self._at_work > self._max_waiting:  # one is at work; the others wait
             raise _full(f"{self._at_work} requests are waiting already")
 
+    def _check_room(self, size: int) -> None:
+        if self._held + size > BODIES_AT_ONCE * self._max_body:
+            raise _full("there is no memory left for requests that wait")
+
     def _has_key(self, scope: Any) -> bool:
         kind, _, given = _header(scope, b"authorization").partition(b" ")
         return kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._key or b"")
@@ -117,8 +123,16 @@ class Gate:
             return
         finally:
             self._uploads -= 1
-        gone = asyncio.Event()
+        gone, held = asyncio.Event(), len(body)
+
+        def hold(size: int) -> None:
+            nonlocal held
+            if self._held > held:  # one that is alone is always answered
+                self._check_room(size)
+            self._held, held = self._held + size, held + size
+
         GONE.set(gone)
+        HOLD.set(hold)
         self._at_work += 1
         watch = asyncio.create_task(_watch(receive, gone))
         try:
@@ -126,7 +140,7 @@ class Gate:
         finally:
             watch.cancel()
             self._at_work -= 1
-            self._held -= len(body)
+            self._held -= held
 
     async def _answer(self, scope: Any, receive: Receive, send: Send) -> None:
         """The app's answer. A fault of ours is logged; the connection goes on if the client was told all the same."""
@@ -158,8 +172,7 @@ class Gate:
                 piece = message.get("body", b"")
                 if len(body) + len(piece) > self._max_body:
                     raise self._too_large()
-                if self._held + len(piece) > BODIES_AT_ONCE * self._max_body:
-                    raise _full("there is no memory left for requests that wait")
+                self._check_room(len(piece))
                 body += piece
                 self._held += len(piece)
                 if not message.get("more_body", False):

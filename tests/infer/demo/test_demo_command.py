@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from internvl_chat.cli import main, make_parser
-from internvl_chat.errors import ConfigError
+from internvl_chat.errors import CheckpointError, ConfigError
+from internvl_chat.infer.demo import command
 from internvl_chat.infer.demo.command import (
     AUTH_VARIABLE,
     check_arguments,
@@ -65,6 +66,9 @@ def test_models_are_named_by_as_little_of_their_paths_as_tells_them_apart() -> N
     assert names_of(["/runs/base", "/runs/tuned/"]) == ["base", "tuned"]
     assert names_of(["/runs/a/final", "/runs/b/final"]) == ["a/final", "b/final"]
     assert names_of(["/runs/base", "/runs/tuned/adapter"]) == ["base", "tuned"]
+    assert names_of(["/runs/a/adapter", "/runs/b/adapter"]) == ["a", "b"]
+    assert names_of(["/runs/a/checkpoint-100"]) == ["a-checkpoint-100"], "as serve and eval call it"
+    assert names_of(["/runs/a/checkpoint-100", "/runs/b/checkpoint-100"]) == ["a-checkpoint-100", "b-checkpoint-100"]
     assert names_of(["/x/y", "/x/y"]) == ["y (1)", "y (2)"]
 
 
@@ -73,7 +77,7 @@ def test_a_port_that_is_taken_is_told_with_the_flag() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"--port {port} cannot be used .*--port 0 takes any free port"):
+        with pytest.raises(ConfigError, match=f"--port {port} cannot be listened at .*--port, 0 takes any free one"):
             free_port("127.0.0.1", port)
     assert free_port("127.0.0.1", 0) > 0
     with pytest.raises(ConfigError, match="--host nowhere"):
@@ -96,6 +100,16 @@ def test_a_missing_gradio_is_told_with_the_way_to_get_it(
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["demo", "no_such_folder"]) == 2
     assert "pip install 'internvl_chat[demo]'" in capsys.readouterr().err
+
+
+def test_the_second_checkpoint_s_fault_is_told_before_the_first_is_read(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("internvl_chat.infer.load.load", lambda *_, **__: pytest.fail("read"))
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "checkpoint-5" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"not a model folder.*did you mean .*checkpoint-5"):
+        command._load(arguments(str(tiny_folder("qwen2")), str(tmp_path)))
 
 
 @pytest.mark.slow

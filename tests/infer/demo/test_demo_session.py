@@ -6,7 +6,9 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from internvl_chat.errors import DataError, InternVLError
 from internvl_chat.infer.boxes import draw_boxes
 from internvl_chat.infer.chat import Chat
 from internvl_chat.infer.demo.line import Line
-from internvl_chat.infer.demo.look import messages, tiles_html
+from internvl_chat.infer.demo.look import alert, messages, tiles_html
 from internvl_chat.infer.demo.seen import GAP, LARGE_GAP, TILE_SIDE, what_is_seen
 from internvl_chat.infer.demo.session import Model, Round, Session, Settings, sort_files
 from internvl_chat.infer.demo.visitors import Visitors
@@ -303,7 +305,19 @@ def test_what_was_read_is_held_for_the_last_few_visitors(
     while holding():
         assert time.monotonic() < end, "nobody came, and it is held"
         time.sleep(0.01)
-    assert len(visitors) == 3
+    assert len(visitors._sessions) == 3
+
+
+def test_what_was_read_is_given_back_when_many_ask_at_once(
+    plain: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All have come before any has its answer: what is above the limit goes when the answers end."""
+    monkeypatch.setattr("internvl_chat.infer.demo.visitors.MOST_READ", 2)
+    visitors = Visitors([Model("tiny", plain)], tmp_path)
+    sessions = [visitors.session(key) for key in "abcd"]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda session: list(session.ask("Hello", [], SHORT)), sessions))
+    assert [any(chat._kept for chat in session._chats) for session in sessions] == [False, False, True, True]
 
 
 def test_conversations_that_were_quiet_for_longest_are_forgotten(qwen: Loaded, tmp_path: Path) -> None:
@@ -313,7 +327,7 @@ def test_conversations_that_were_quiet_for_longest_are_forgotten(qwen: Loaded, t
     visitors.session("b")
     assert visitors.session("a") is first
     visitors.session("c")
-    assert len(visitors) == 2
+    assert len(visitors._sessions) == 2
     assert visitors.session("a") is first  # b had to go
     visitors.drop("a")
     assert not (tmp_path / "a").exists()
@@ -335,7 +349,7 @@ def test_a_line_is_first_come_first_served_and_can_be_left() -> None:
         for name in range(4):
             threads.append(threading.Thread(target=wait, args=(name, leaving if name == 1 else never)))
             threads[-1].start()
-            while len(line) < name + 2:
+            while len(line._tickets) < name + 2:
                 time.sleep(0.001)
         leaving.set()
         threads[1].join(10)
@@ -381,6 +395,13 @@ def test_the_frames_of_a_video_are_shown_too(qwen: Loaded, tmp_path: Path) -> No
     corner = TILE_SIDE + GAP
     shown = seen.image.crop((corner, corner, corner + TILE_SIDE, corner + TILE_SIDE)).convert("RGB")
     assert shown.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("name", ["a.png", "it's.png", 'two "words".png', 'it\'s "both".png'])
+def test_a_message_names_files_without_their_folders(name: str) -> None:
+    said = unescape(alert(f"picture {f'/tmp/internvl_demo_x/ab/{name}'!r} is no picture, nor is 'b.png'"))
+    assert "internvl_demo_x" not in said
+    assert f"{name!r} is no picture, nor is 'b.png'" in said
 
 
 def test_files_are_told_apart_by_their_names() -> None:

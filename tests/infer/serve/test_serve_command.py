@@ -17,8 +17,8 @@ from serving_tools import picture, user
 
 from internvl_chat.cli import main, make_parser
 from internvl_chat.errors import ConfigError
+from internvl_chat.infer.address import is_loopback, listen_at
 from internvl_chat.infer.chat import Chat
-from internvl_chat.infer.flags import is_loopback
 from internvl_chat.infer.load import Loaded
 from internvl_chat.infer.serve import command
 
@@ -149,7 +149,7 @@ def test_a_port_in_use_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_it_listens_to_this_machine_only() -> None:
     args = make_parser().parse_args(["serve", "model"])
-    with command._listen_at(args.host, 0) as place:
+    with listen_at(args.host, 0) as place:
         assert place.getsockname()[0] == "127.0.0.1"
     assert [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::", "box")] == [
         True, True, True, False, False, False

@@ -203,7 +203,7 @@ def test_any_json_is_answered(server: Served, pictures: list[Path]) -> None:
 
 def wait_until_idle(server: Served, seconds: float = 10.0) -> None:
     end = time.monotonic() + seconds
-    while server.manager.engine.at_work():
+    while server.manager.engine._open:
         assert time.monotonic() < end, "an answer goes on that nobody reads"
         time.sleep(0.02)
 
@@ -220,7 +220,7 @@ def test_a_client_that_leaves_ends_its_answer(stream: bool, server: Served, qwen
         for line in response.iter_lines():
             if '"content":"' in line:
                 break
-        assert server.manager.engine.at_work() == 1
+        assert len(server.manager.engine._open) == 1
     wait_until_idle(server)
     assert server.text("Hello!", max_tokens=2) is not None
     assert threading.active_count() <= threads + 3
