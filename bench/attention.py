@@ -1,17 +1,16 @@
 """Packed attention against transformers' sdpa over one packed row: forward and backward of a small Llama, in one run.
 
-python bench/attention.py --samples 16 --length 1024
+python bench/attention.py       # half a minute on two cores; --save writes bench/results/attention_<device>.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 
 import torch
-import transformers
+from train_common import RESULTS, machine, table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from internvl_chat.model.attention import pack_kwargs, register_packed_attention
@@ -46,13 +45,13 @@ def step(model: LlamaForCausalLM, row: dict[str, torch.Tensor], lengths: torch.T
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=16)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--implementations", nargs="+", default=["packed", "sdpa"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     register_packed_attention()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,26 +63,19 @@ def main() -> None:
         "position_ids": torch.arange(args.length, device=device).repeat(args.samples)[None],
     }
     borders = torch.arange(0, tokens + 1, args.length, dtype=torch.int32)
-    result = {}
-    for name in args.implementations:
+    rows = []
+    for name in ("sdpa", "packed"):
         model = build(name, args.hidden, args.layers, dtype, device)
-        lengths = borders if name == "packed" else None
-        times = [step(model, row, lengths) for _ in range(args.repeats)]
-        result[name] = {"seconds": min(t for t, _ in times), "gradient_norm": times[-1][1]}
-    report = {
-        "what": f"{args.samples} samples x {args.length} tokens, hidden {args.hidden}, {args.layers} layers, {dtype}",
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "results": result,
-        "sdpa / packed": round(result["sdpa"]["seconds"] / result["packed"]["seconds"], 2)
-        if "sdpa" in result
-        else None,
-    }
-    print(json.dumps(report, indent=2))
+        times = [step(model, row, borders if name == "packed" else None) for _ in range(args.repeats)]
+        seconds = min(seconds for seconds, _ in times)
+        ratio = rows[0]["seconds"] / seconds if rows else 1.0
+        rows.append({"attention": name, "seconds": seconds, "gradient_norm": times[-1][1], "ratio": ratio})
+    print(table(list(rows[0]), [[name, *(f"{value:.4g}" for value in rest)] for name, *rest in map(dict.values, rows)]))
+    if args.save:
+        path = RESULTS / f"attention_{device}.json"
+        found = {"machine": machine(), "arguments": vars(args), "dtype": str(dtype), "rows": rows}
+        path.write_text(json.dumps(found, indent=2) + "\n")
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from argparse import Action
+from argparse import SUPPRESS, Action
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,13 @@ class _Parser(HfArgumentParser):
 
 
 def make_parser() -> HfArgumentParser:
-    """Parser of all flags of ``internvl train``."""
-    return _Parser((ModelArguments, DataArguments, TrainArguments), prog="internvl train", allow_abbrev=False)  # type: ignore[arg-type]
+    """Parser of all flags of ``internvl train``; its help does not offer those that are refused."""
+    groups = (ModelArguments, DataArguments, TrainArguments)
+    parser = _Parser(groups, prog="internvl train", allow_abbrev=False)  # type: ignore[arg-type]
+    for action in parser._actions:
+        if action.dest in CHANGES:
+            action.help = SUPPRESS
+    return parser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +109,7 @@ def build_arguments(flags: dict[str, Any], start: bool = True) -> Arguments:
     """The three groups of flags without problems. Raises ConfigError for what the library's own checks refuse."""
     parser = make_parser()
     later = {} if start or "deepspeed" not in flags else {"deepspeed": flags["deepspeed"]}
-    argv = _to_argv({name: value for name, value in flags.items() if name not in later}, _actions(parser))
+    argv = _to_argv({name: value for name, value in flags.items() if name not in later})
     try:
         model, data, train = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except (ValueError, TypeError, ArithmeticError, ImportError) as error:
@@ -180,13 +185,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return {name.lstrip("-").replace("-", "_"): value for name, value in data.items() if value is not None}
 
 
-def _to_argv(flags: dict[str, Any], actions: dict[str, Action]) -> list[str]:
+def _to_argv(flags: dict[str, Any]) -> list[str]:
     """Flags as words, in a form that also takes values which begin with a dash."""
     argv: list[str] = []
     for name, value in flags.items():
-        if isinstance(value, list) and actions[name].nargs in ("+", "*"):
-            argv += [f"--{name}", *map(str, value)]
-        elif isinstance(value, list):
+        if isinstance(value, list):
             argv.append(f"--{name}={','.join(map(str, value))}")
         else:
             argv.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")

@@ -1,7 +1,8 @@
 """Old flags -> today's. Command lines and JSON files written for the original, or for transformers 4, keep working.
 
 A flag is renamed, dropped with a note when what it asked for is always so, or refused with a reason. Values that ask
-for nothing (a LoRA rank of 0) are dropped silently.
+for nothing (a LoRA rank of 0) are dropped silently. The library's own flags that would do nothing here, or harm, are
+among them; tests/config/test_flags.py holds the list of those that do something.
 """
 
 from __future__ import annotations
@@ -30,13 +31,25 @@ def _always(why: str) -> Change:
     return lambda old, value, flags: f"--{old} is not needed: {why}"
 
 
-def _refuse(why: str) -> Change:
-    """Refused unless the value switches the feature off."""
+def _refuse(why: str, *as_it_is: str) -> Change:
+    """Refused unless the value switches the feature off, or is one of those that ask for what is so anyway."""
+
+    def change(old: str, value: str, flags: dict[str, str]) -> str | None:
+        if _is_false(value) or value in as_it_is:
+            return None
+        shown = "" if old.endswith("_token") else f" {value}"  # messages are logged
+        raise ConfigError(f"--{old}{shown}: {why}")
+
+    return change
+
+
+def _only_true(why: str) -> Change:
+    """Refused where it switches off what is always so."""
 
     def change(old: str, value: str, flags: dict[str, str]) -> str | None:
         if _is_false(value):
-            return None
-        raise ConfigError(f"--{old} {value}: {why}")
+            raise ConfigError(f"--{old} {value}: {why}")
+        return None
 
     return change
 
@@ -63,6 +76,8 @@ def _group_by_length(old: str, value: str, flags: dict[str, str]) -> str | None:
 _LATER = "not available in this version yet"
 _GONE = "transformers 5 has it no more; leave it out"
 _SUMS = "evaluation sums up losses, nothing else is gathered; leave it out"
+_UPLOAD = "nothing is uploaded by a run; upload the finished folder with `hf upload NAME FOLDER`"
+_HUB = ("push_to_hub", "hub_token", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision")
 _MPO = f"preference training is {_LATER}"
 _FULL_EVAL = ("fp16_full_eval", "bf16_full_eval")
 CHANGES: dict[str, Change] = {
@@ -88,6 +103,7 @@ CHANGES: dict[str, Change] = {
     "allow_overflow": _refuse("samples are never split over packs; raise --max_packed_tokens instead"),
     "use_liger": _refuse(f"{_LATER}; the loss is chunked anyway"),
     "use_liger_kernel": _refuse(f"{_LATER}; the loss is chunked anyway"),
+    "liger_kernel_config": _refuse(f"{_LATER}; the loss is chunked anyway"),
     **{name: _refuse(_MPO) for name in ("loss_type", "rpo_alpha", "sigmoid_loss_weight", "bco_pair_loss_weight")},
     "logging_dir": _refuse("logs go to --output_dir; for another folder set the variable TENSORBOARD_LOGGING_DIR"),
     **{name: _refuse(_GONE) for name in ("fp16_opt_level", "use_ipex", "jit_mode_eval", "torchdynamo")},
@@ -106,6 +122,21 @@ CHANGES: dict[str, Change] = {
     "accelerator_config": _refuse("batches are dealt to ranks by the plan"),
     "ignore_data_skip": _always("a resumed run starts at its step; nothing is skipped over"),
     "fsdp": _refuse(f"{_LATER}; use --deepspeed zero3"),
+    "fsdp_config": _refuse(f"{_LATER}; use --deepspeed zero3"),
+    "parallelism_config": _refuse("ranks split the data, and the weights with --deepspeed zero3, nothing else"),
+    "local_rank": _always("the environment says which process this is"),
+    "ddp_backend": _refuse("it is NCCL between GPUs and gloo between CPUs; leave it out"),
+    "save_on_each_node": _refuse("all nodes write to one folder; give an --output_dir that all nodes see"),
+    "enable_jit_checkpoint": _refuse("it can hang a run of several ranks; lower --save_steps"),
+    "restore_callback_states_from_checkpoint": _refuse("what a run needs to go on is always restored; leave it out"),
+    "logging_nan_inf_filter": _refuse("steps that are not finite are counted and never hidden; see --nonfinite_step"),
+    "dataloader_multiprocessing_context": _refuse("workers are forked; leave it out", "fork"),
+    "dataloader_in_order": _only_true("batches come in the order of the plan; leave it out"),
+    "length_column_name": _refuse("lengths come from the index; leave it out", "length"),
+    "label_names": _refuse("the answers are what is learnt; leave it out"),
+    "use_cache": _refuse("training keeps no cache; leave it out"),
+    "do_predict": _refuse("use internvl eval on the finished folder"),
+    **{name: _refuse(_UPLOAD, "every_save") for name in _HUB},
     **{name: _refuse(_GONE) for name in ("dispatch_batches", "split_batches", "include_tokens_per_second")},
 }
 # Renamed by a plain translation of values rather than of names.

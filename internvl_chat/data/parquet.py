@@ -40,7 +40,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ConfigError(f"{path}: parquet needs pyarrow; pip install 'internvl_chat[parquet]'") from error
+        raise ConfigError(f"{path}: parquet needs pyarrow; pip install pyarrow") from error
     broken = (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError)
     number = 0
     try:

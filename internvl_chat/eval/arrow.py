@@ -18,7 +18,7 @@ def read_arrow(path: Path) -> Iterator[Record]:
     try:
         import pyarrow
     except ImportError as error:
-        raise ConfigError(f"{path}: Arrow files need pyarrow; pip install 'internvl_chat[parquet]'") from error
+        raise ConfigError(f"{path}: Arrow files need pyarrow; pip install pyarrow") from error
     number = 0
     try:
         with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as reader:

@@ -59,7 +59,7 @@ class OpenAIJudge:
         try:
             import openai
         except ImportError as error:
-            raise ConfigError("a judge needs the openai package; pip install 'internvl_chat[eval]'") from error
+            raise ConfigError("a judge needs the openai package; pip install openai") from error
         self._model = model
         self._openai = openai
         self._key = (api_key or "").strip() or _NO_KEY

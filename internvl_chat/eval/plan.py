@@ -129,7 +129,7 @@ def plan_job(task: Task, wishes: Wishes, dynamic: bool) -> Job:
 def _check_needs(task: Task) -> None:
     """Raise ConfigError where files of the task could not be written. While training none are."""
     if lacking := [name for name in task.needs if find_spec(name) is None]:
-        raise ConfigError(f"{task.name}: its files need {', '.join(lacking)}; pip install 'internvl_chat[eval]'")
+        raise ConfigError(f"{task.name}: its files need {', '.join(lacking)}; pip install {' '.join(lacking)}")
 
 
 def generation_of(task: Task, options: Mapping[str, str], wishes: Wishes) -> dict[str, Any]:

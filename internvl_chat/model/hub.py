@@ -36,9 +36,10 @@ def find_folder(name: str | Path, weights: bool = True) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=_FILES + _WEIGHTS * weights))
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"{name}: neither a folder nor a model on the hub; check the name") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+    except LocalEntryNotFoundError as error:  # the hub is offline, or cannot be reached
+        short = str(name).split("/")[-1]
         raise CheckpointError(
-            f"{name}: no such folder, and as a model of the hub it cannot be had here ({first_line(error)}). Where "
-            f"there is a network: hf download {name} --local-dir pretrained/{str(name).split('/')[-1]}; then give "
-            "that folder"
+            f"{name}: no such folder, and not in the hub's cache; hf download {name} --local-dir pretrained/{short}"
         ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise CheckpointError(f"{name}: no such folder, and not to be had from the hub: {first_line(error)}") from error

@@ -100,9 +100,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check and print. Returns 0 if training would run (with --strict: if nothing was found), else 1."""
+    own, flags = read_own(args, "check", add_own)
     from internvl_chat.tools.check_text import report_lines
 
-    own, flags = read_own(args, "check", add_own)
     if own.json is not None and own.json != "-" and Path(own.json).is_dir():
         raise ConfigError(f"--json {own.json}: is a folder; give a file, or - for stdout")
     if own.world_size < 1:

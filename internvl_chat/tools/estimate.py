@@ -111,11 +111,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Estimate and print. Returns 1 if the run does not fit into the named card, else 0."""
+    own, flags = read_own(args, "estimate", add_own)
+    _check(own)
     from internvl_chat.tools.estimate_json import to_json
     from internvl_chat.tools.estimate_text import report_lines
 
-    own, flags = read_own(args, "estimate", add_own)
-    _check(own)
     found = estimate(own, flags)
     if own.json != "-":
         print("\n".join(report_lines(found)))

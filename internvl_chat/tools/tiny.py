@@ -237,6 +237,7 @@ def _language(llm: str, tokenizer: Any, hidden: int, layers: int) -> dict[str, A
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the sub-command ``internvl tiny``."""
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("out", metavar="OUT", help="folder to write")
     parser.add_argument("--llm", choices=sorted(KINDS), default="qwen2", help="kind of language model")
     parser.add_argument("--image_size", type=int, default=56, help="side of a tile in pixels, a multiple of 28")
@@ -245,8 +246,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--llm_hidden", type=int, default=64, help="width of the language model, a multiple of 16")
     parser.add_argument("--llm_layers", type=int, default=2, help="layers of the language model")
     parser.add_argument("--vocab_size", type=int, default=600, help="size of the byte-pair vocabulary")
-    parser.add_argument("--template", default=None, help="chat template (default: the one of the language model)")
-    parser.add_argument("--vision_norm", choices=("layer_norm", "rms_norm"), default="layer_norm", help="300M/6B kind")
+    parser.add_argument("--template", default=None, help="chat template; None: that of the language model")
+    parser.add_argument(
+        "--vision_norm", choices=("layer_norm", "rms_norm"), default="layer_norm", help="as InternViT-300M, or as 6B"
+    )
     parser.add_argument("--ps_version", choices=("v1", "v2"), default="v2", help="pixel shuffle")
     parser.add_argument("--max_dynamic_patch", type=int, default=6, help="largest number of tiles per picture")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
 
+import internvl_chat
 from internvl_chat.config.check import check_arguments
 from internvl_chat.config.data import DataArguments
 from internvl_chat.config.model import ModelArguments
@@ -16,6 +20,7 @@ from internvl_chat.config.parse import argument_defaults, make_parser, parse_arg
 from internvl_chat.config.renamed import CHANGES
 from internvl_chat.config.train import TrainArguments
 from internvl_chat.errors import ConfigError
+from tests.config.helpers import Parse, Refuse
 
 MODEL = {
     "model_name_or_path": None,
@@ -98,6 +103,29 @@ TRAIN = {
     "stop_before_end": None,
     "peak_tflops": None,
 }
+# Of the library's arguments: those that our package reads, the library, or both.
+OURS = """
+    output_dir per_device_train_batch_size num_train_epochs max_steps gradient_accumulation_steps bf16 deepspeed
+    logging_strategy disable_tqdm eval_delay eval_strategy per_device_eval_batch_size save_only_model save_total_limit
+    save_strategy load_best_model_at_end metric_for_best_model seed data_seed dataloader_num_workers
+    dataloader_pin_memory dataloader_prefetch_factor train_sampling_strategy resume_from_checkpoint
+"""
+LIBRARY = {
+    "trainer": """
+        learning_rate lr_scheduler_type lr_scheduler_kwargs optim_args weight_decay max_grad_norm eval_on_start
+        neftune_noise_alpha torch_empty_cache_steps greater_is_better full_determinism
+        ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph debug report_to
+        skip_memory_metrics
+    """,
+    "trainer_callback": "logging_first_step logging_steps eval_steps save_steps",
+    "trainer_optimizer": "optim optim_target_modules adam_beta1 adam_beta2 adam_epsilon",
+    "training_args": "warmup_steps fp16 tf32 log_level log_level_replica log_on_each_node use_cpu ddp_timeout",
+    "integrations.integration_utils": """
+        run_name project hub_private_repo trackio_space_id trackio_bucket_id trackio_static_space_id
+    """,
+}
+# Nobody reads them: only the value that means what is so anyway is taken (config/check.py).
+AS_IT_IS = {"do_train": "False", "do_eval": "True"}
 
 
 def defaults_of(group: type) -> dict[str, object]:
@@ -116,6 +144,41 @@ def test_train_flags_that_are_ours() -> None:
     library = defaults_of(TrainingArguments)
     ours = {name: value for name, value in defaults_of(TrainArguments).items() if library.get(name, ...) != value}
     assert ours == TRAIN
+
+
+def read_in(source: str, name: str) -> bool:
+    """As an attribute that is not only assigned, or by its name as a text."""
+    return re.search(rf"\.{name}\b(?! *=[^=])|\"{name}\"", source) is not None
+
+
+def test_every_flag_of_the_library_does_something_or_is_refused_with_a_reason() -> None:
+    """A new version of transformers brings new flags: put each into a list above, or into config/renamed.py."""
+    does = [*OURS.split(), *(name for names in LIBRARY.values() for name in names.split())]
+    flags = set(defaults_of(TrainingArguments))
+    assert len(does) == len(set(does))
+    assert not set(does) & (set(CHANGES) | set(AS_IT_IS))
+    undecided = flags - set(does) - set(CHANGES) - set(AS_IT_IS)
+    assert not undecided, "flags of this transformers that nobody has looked at"
+    assert set(does) | set(AS_IT_IS) <= flags, "this transformers has them no more"
+
+
+def test_what_is_said_to_be_read_is_read() -> None:
+    files = [*Path(internvl_chat.__file__).parent.rglob("*.py")]
+    ours = "\n".join(path.read_text() for path in files if path.parent.name != "config")
+    assert [name for name in [*MODEL, *DATA, *OURS.split()] if not read_in(ours, name)] == []
+    for module, names in LIBRARY.items():
+        found = find_spec(f"transformers.{module}")
+        assert found is not None
+        assert found.origin is not None
+        source = Path(found.origin).read_text()
+        assert [name for name in names.split() if not read_in(source, name)] == [], module
+
+
+@pytest.mark.parametrize(("name", "value"), AS_IT_IS.items())
+def test_a_flag_that_nobody_reads_takes_only_what_is_so(refuse: Refuse, parse: Parse, name: str, value: str) -> None:
+    (problem,) = refuse(f"--{name}", value)
+    assert problem.startswith(f"--{name} {value}")
+    parse(f"--{name}", {"True": "False", "False": "True"}[value])
 
 
 def test_the_groups_share_no_flag_and_every_own_flag_has_a_help_text() -> None:
@@ -143,6 +206,7 @@ def test_help_names_every_own_flag_and_does_not_ask_for_others(capsys: pytest.Ca
     assert left.value.code == 0
     shown = capsys.readouterr().out
     assert all(f"--{name}" in shown for name in {**MODEL, **DATA, **TRAIN})
+    assert not [name for name in CHANGES if re.search(rf"--(no_)?{name}\b", shown)], "what is refused is not offered"
 
 
 def test_the_parser_raises_instead_of_leaving_the_process() -> None:

@@ -72,6 +72,12 @@ def test_a_warmup_ratio_is_a_share(refuse: Refuse, value: str) -> None:
         ["--adafactor", "False"],
         ["--label_smoothing_factor", "0.0"],
         ["--fsdp", ""],
+        ["--do_train", "True"],
+        ["--do_predict", "False"],
+        ["--hub_strategy", "every_save"],
+        ["--length_column_name", "length"],
+        ["--dataloader_in_order", "True"],
+        ["--logging_nan_inf_filter", "False"],
     ],
 )
 def test_values_that_ask_for_nothing_pass_in_silence(required: list[str], words: list[str]) -> None:
@@ -89,6 +95,22 @@ def test_values_that_ask_for_nothing_pass_in_silence(required: list[str], words:
         (["--rpo_alpha", "1"], "preference training is not available"),
         (["--adafactor", "True"], "use --optim adafactor"),
         (["--logging_dir", "logs"], "set the variable TENSORBOARD_LOGGING_DIR"),
+        (["--do_predict", "True"], "use internvl eval"),
+        (["--length_column_name", "x"], "lengths come from the index"),
+        (["--label_names", "a"], "answers are what is learnt"),
+        (["--use_cache", "True"], "training keeps no cache"),
+        (["--push_to_hub", "True"], "hf upload"),
+        (["--hub_strategy", "end"], "hf upload"),
+        (["--dataloader_in_order", "False"], "batches come in the order of the plan"),
+        (["--dataloader_multiprocessing_context", "spawn"], "workers are forked"),
+        (["--logging_nan_inf_filter", "True"], "--nonfinite_step"),
+        (["--save_on_each_node", "True"], "that all nodes see"),
+        (["--restore_callback_states_from_checkpoint", "True"], "leave it out"),
+        (["--parallelism_config", "x"], "--deepspeed zero3"),
+        (["--fsdp_config", "x"], "--deepspeed zero3"),
+        (["--liger_kernel_config", "x"], "the loss is chunked anyway"),
+        (["--ddp_backend", "mpi"], "leave it out"),
+        (["--enable_jit_checkpoint", "True"], "it can hang a run of several ranks"),
     ],
 )
 def test_what_is_not_there_is_refused_with_a_reason(refuse: Refuse, words: list[str], says: str) -> None:
@@ -97,7 +119,13 @@ def test_what_is_not_there_is_refused_with_a_reason(refuse: Refuse, words: list[
     assert says in problem
 
 
-@pytest.mark.parametrize("flag", ["max_buffer_size", "log_freq", "loss_reduction_all_gather"])
+def test_a_token_is_never_shown(refuse: Refuse) -> None:
+    (problem,) = refuse("--hub_token", "hf_secret")
+    assert problem.startswith("--hub_token: ")
+    assert "secret" not in problem
+
+
+@pytest.mark.parametrize("flag", ["max_buffer_size", "log_freq", "loss_reduction_all_gather", "local_rank"])
 def test_what_is_always_so_is_dropped_with_a_note(required: list[str], flag: str) -> None:
     *_, notes = parse_arguments([*required, f"--{flag}", "20"])
     assert len(notes) == 1

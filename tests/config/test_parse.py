@@ -79,10 +79,10 @@ def test_a_negative_number_in_scientific_notation_is_a_value_too(parse: Parse, r
 
 
 def test_text_values_may_hold_anything(parse: Parse) -> None:
-    assert parse("--run_name", "a=b c -- d")[2].run_name == "a=b c -- d"
-    assert parse("--run_name=a=b")[2].run_name == "a=b"
-    assert parse("--run_name", "-dash")[2].run_name == "-dash"
-    assert parse("--run_name", "")[2].run_name == ""
+    assert parse("--system_message", "a=b c -- d")[1].system_message == "a=b c -- d"
+    assert parse("--system_message=a=b")[1].system_message == "a=b"
+    assert parse("--system_message", "-dash")[1].system_message == "-dash"
+    assert parse("--system_message", "")[1].system_message == ""
 
 
 def test_optional_numbers_and_switches_keep_none(parse: Parse) -> None:
@@ -101,7 +101,10 @@ def test_optional_numbers_and_switches_keep_none(parse: Parse) -> None:
 )
 def test_lists(parse: Parse, words: list[str], expected: list[str]) -> None:
     assert parse(*words)[2].report_to == expected
-    assert parse("--label_names", "a", "b", *words)[2].label_names == ["a", "b"]
+
+
+def test_several_words_behind_a_refused_flag_are_one_problem(refuse: Refuse) -> None:
+    assert len(refuse("--label_names", "a", "b")) == 1
 
 
 # -- the JSON file ------------------------------------------------------------------------------------------------
@@ -133,7 +136,6 @@ def test_a_json_file_holds_values_of_their_own_types(json_file: Any) -> None:
             "warmup_ratio": 0.03,
             "group_by_length": True,
             "use_llm_lora": 0,
-            "label_names": ["x"],
         }
     )
     model, _, train, notes = parse_arguments([path])
@@ -141,7 +143,6 @@ def test_a_json_file_holds_values_of_their_own_types(json_file: Any) -> None:
     assert train.report_to == ["tensorboard", "wandb"]
     assert train.deepspeed == {"zero_optimization": {"stage": 1}}
     assert train.train_sampling_strategy == "group_by_length"
-    assert train.label_names == ["x"]
     assert model.vision_select_layer == -4
     assert len(notes) == 2
 
@@ -232,6 +233,8 @@ def test_nothing_given_asks_for_the_three() -> None:
         (["--eval_meta_path", "."], "--eval_meta_path . does nothing without --eval_strategy steps (or epoch)"),
         (["--eval_strategy", "epoch", "--eval_meta_path", "gone.json"], "--eval_meta_path gone.json: does not exist"),
         (["--do_eval"], "--do_eval True does nothing without --eval_strategy"),
+        (["--do_eval", "False", "--eval_strategy", "epoch"], "--do_eval False contradicts --eval_strategy epoch"),
+        (["--do_train", "False"], "--do_train False: training is all that this command does"),
         (["--eval_on_start", "--eval_strategy", "no"], "--eval_on_start True does nothing without --eval_strategy"),
         (["--load_best_model_at_end"], "--load_best_model_at_end True does nothing without --eval_strategy"),
         (["--metric_for_best_model", "loss"], "--metric_for_best_model loss does nothing without --eval_strategy"),
@@ -286,7 +289,23 @@ def test_nothing_given_asks_for_the_three() -> None:
             ["--use_packed_ds", "True", "--max_seq_length", "9000"],
             "--max_seq_length 9000 is more than --max_packed_tokens 8192: a sample that long fits no pack",
         ),
-        (["--use_packed_ds", "--group_by_length", "True"], "--group_by_length goes with padded batches"),
+        (
+            ["--use_packed_ds", "--group_by_length", "True"],
+            "--train_sampling_strategy group_by_length goes with padded",
+        ),
+        (["--run_name", "x"], "--run_name x does nothing without --report_to comet_ml or"),
+        (
+            ["--report_to", "tensorboard", "wandb", "--project", "x"],
+            "--project x does nothing without --report_to trackio",
+        ),
+        (
+            ["--ddp_bucket_cap_mb", "25", "--deepspeed", "zero2"],
+            "--ddp_bucket_cap_mb 25 does nothing: with --deepspeed",
+        ),
+        (["--optim_args", "a=1"], "--optim_args a=1 does nothing: --optim adamw_torch_fused has no further arguments"),
+        (["--optim_target_modules", "x"], "--optim_target_modules x does nothing: it is for --optim galore_"),
+        (["--use_packed_ds", "--neftune_noise_alpha", "5"], "--neftune_noise_alpha 5 goes with padded batches"),
+        (["--debug", "tpu_metrics_debug"], "--debug tpu_metrics_debug: must be one of underflow_overflow"),
     ],
 )
 def test_a_flag_that_cannot_be_used_says_why(refuse: Refuse, words: list[str], says: str) -> None:
@@ -357,7 +376,7 @@ def test_parts_need_each_other_and_a_template(tmp_path: Path) -> None:
 
 
 def test_what_must_hold_in_every_run_is_set_whatever_the_user_says(parse: Parse) -> None:
-    against = ["--logging_nan_inf_filter", "True", "--remove_unused_columns", "True", "--ignore_data_skip", "False"]
+    against = ["--remove_unused_columns", "True", "--ignore_data_skip", "False"]
     for words in ([], [*against, "--average_tokens_across_devices", "False"]):
         train = parse(*words)[2]
         assert train.logging_nan_inf_filter is False, "a NaN must be seen"

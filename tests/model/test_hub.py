@@ -31,10 +31,21 @@ def test_a_name_is_found_in_the_cache(cache):
 
 
 def test_a_name_that_is_not_there_says_how_to_get_it(cache):
-    with pytest.raises(
-        CheckpointError, match=r"hf download OpenGVLab/InternVL9-2B --local-dir pretrained/InternVL9-2B"
-    ):
+    with pytest.raises(CheckpointError) as error:
         find_folder("OpenGVLab/InternVL9-2B")
+    assert str(error.value) == (
+        "OpenGVLab/InternVL9-2B: no such folder, and not in the hub's cache; "
+        "hf download OpenGVLab/InternVL9-2B --local-dir pretrained/InternVL9-2B"
+    )
+
+
+def test_what_the_hub_answers_is_told(monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("internvl_chat.model.hub.snapshot_download", full)
+    with pytest.raises(CheckpointError, match=r"^a9/b: no such folder, .* from the hub: No space left on device$"):
+        find_folder("a9/b")
 
 
 @pytest.mark.parametrize("name", ["./pretrained/nothing", "/nowhere/at/all", "a/b/c", "nothing"])

@@ -96,7 +96,7 @@ def test_every_area_speaks_whatever_is_wrong_in_the_others(given: dict[str, Any]
     [
         ({"freeze_llm": True, "freeze_mlp": True, "freeze_backbone": True}, "trains", "nothing trains"),
         ({"freeze_backbone": True, "unfreeze_vit_layers": -9}, "trains", "--unfreeze_vit_layers -9"),
-        ({"model_name_or_path": "OpenGVLab/NoSuchModel-1B"}, "model", "as a model of the hub it cannot be had here"),
+        ({"model_name_or_path": "OpenGVLab/NoSuchModel-1B"}, "model", "not in the hub's cache; hf download"),
         ({"force_image_size": 50}, "model", "--force_image_size 50: must be a multiple of 28"),
         ({"down_sample_ratio": 0.25}, "model", "--down_sample_ratio 0.25 contradicts the checkpoint"),
         ({"resume_from_checkpoint": "nowhere"}, "output", "there is no such folder"),

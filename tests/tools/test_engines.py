@@ -24,7 +24,7 @@ from internvl_chat.cli import main
 from internvl_chat.errors import CheckpointError, ConfigError
 from internvl_chat.model.adapter import Origin
 from internvl_chat.model.build import load_model
-from internvl_chat.model.layout import fingerprint
+from internvl_chat.model.fingerprint import fingerprint
 from internvl_chat.model.lora import LoraOptions, save_adapter
 from internvl_chat.model.merge import load_merged
 from internvl_chat.model.tune import Tuning, apply_tuning

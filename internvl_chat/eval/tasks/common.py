@@ -65,7 +65,7 @@ def xlsx_file(name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any
         from openpyxl.cell import WriteOnlyCell
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ImportError as error:
-        raise ConfigError(f"{name} needs openpyxl; pip install 'internvl_chat[eval]'") from error
+        raise ConfigError(f"{name} needs openpyxl; pip install openpyxl") from error
     book = Workbook(write_only=True)
     sheet = book.create_sheet("Sheet1")
 

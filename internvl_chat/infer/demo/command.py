@@ -37,7 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max_new_tokens", type=int, default=512, help="longest answer in tokens (default: %(default)s)")
     add("--temperature", type=float, default=0.0, help="0 = the likeliest token each time (default); above: sampling")
     add("--top_p", type=float, default=1.0, help="sample from the likeliest tokens that make up this share")
-    add("--max_tiles", type=int, default=None, help="tiles per picture, at most (default: the model's own limit)")
+    add(
+        "--max_tiles",
+        type=int,
+        default=None,
+        help="most tiles of a question (default: the model's own limit)",
+    )
     add("--num_segments", type=int, default=8, help="frames of a video (default: %(default)s)")
     add_model_flags(parser)
 

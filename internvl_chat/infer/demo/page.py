@@ -26,7 +26,7 @@ def import_gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise ConfigError(f"the page needs gradio ({error}); pip install 'internvl_chat[demo]'") from error
+        raise ConfigError(f"the page needs gradio ({error}); pip install gradio") from error
     return gradio
 
 
@@ -133,8 +133,8 @@ def _controls(gr: Any, models: Sequence[Model], start: Settings) -> list[Any]:
             gr.Slider(0.05, 1, start.top_p, step=0.05, label="Top-p", info="above temperature 0"),
             gr.Slider(1, longest, start.max_new_tokens, step=1, label="Longest answer (tokens)"),
             gr.Slider(
-                1, max(40, start.max_tiles), start.max_tiles, step=1, label="Tiles per picture",
-                info="at most; the pictures of one question share them", interactive=dynamic,
+                1, max(40, start.max_tiles), start.max_tiles, step=1, label="Tiles of a question",
+                info="at most; its pictures share them", interactive=dynamic,
             ),
             gr.Slider(1, max(64, start.num_segments), start.num_segments, step=1, label="Frames of a video"),
         ]  # fmt: skip

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     setup_logging()
     _check(args)
     if not is_serve_available():
-        raise ConfigError("internvl serve needs fastapi, uvicorn and openai: pip install 'internvl_chat[serve]'")
+        raise ConfigError("internvl serve needs more packages; pip install fastapi uvicorn openai rich pydantic")
     theirs.disable_progress_bar()
     theirs.set_verbosity_error()
     before = signal.signal(signal.SIGTERM, _end)
