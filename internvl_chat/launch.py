@@ -102,7 +102,8 @@ def name_of_run(env: Mapping[str, str], launch: Launch) -> str:
     if launch.world_size == 1:
         return uuid.uuid4().hex
     names = [env[name] for name in _RUN if env.get(name)]
-    if launch.local_world_size == launch.world_size:  # one node: whoever started this process started all of them
+    step = launch.launcher == "srun" or bool(env.get("PMIX_NAMESPACE"))  # has a name that no other has
+    if launch.local_world_size == launch.world_size and not step:  # one node: all of them have the same parent
         parent = os.getppid()
         stat = Path(f"/proc/{parent}/stat")
         started = stat.read_text(encoding="utf-8").rsplit(")", 1)[-1].split()[19] if stat.is_file() else ""

@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 
 from internvl_chat.errors import ConfigError, InternVLError, first_line
 from internvl_chat.eval.task import Answered, Judge, NoScore
+from internvl_chat.log import get_logger
+
+log = get_logger(__name__)
 
 KEY = "OPENAI_API_KEY"
 ADDRESS = "OPENAI_BASE_URL"
@@ -99,7 +102,7 @@ class OpenAIJudge:
             except passing as error:
                 if attempt == self._tries:
                     what = f"does not answer ({self._said(error)}), tried {attempt} times"
-                    mend = "its replies so far are kept: the same command, later, goes on with the rest"
+                    mend = "its replies so far are kept: the same command, later, at this address goes on with the rest"
                     raise JudgeError(f"{self._name()} {what}; {mend}") from None
                 time.sleep(min(self._pause * _GROWTH ** (attempt - 1), _LONGEST_PAUSE))
             except (openai.OpenAIError, ValueError, TypeError) as error:
@@ -231,6 +234,7 @@ def _read_cache(path: Path) -> dict[str, str]:
     Raises ConfigError for a file that cannot be read.
     """
     replies: dict[str, str] = {}
+    damaged = 0
     try:
         content = path.read_bytes() if path.exists() else b""
     except OSError as error:
@@ -239,10 +243,13 @@ def _read_cache(path: Path) -> dict[str, str]:
         try:
             record = json.loads(line)
             key, reply = str(record["key"]), str(record["reply"])
-            if record["sum"] == _sum_of(key, reply):
-                replies[key] = reply
+            if record["sum"] != _sum_of(key, reply):
+                raise ValueError("changed")
+            replies[key] = reply
         except (ValueError, KeyError, TypeError):
-            continue
+            damaged += bool(line.strip())
+    if damaged:
+        log.warning("%s: %d lines are damaged; what they reply to is asked again", path, damaged)
     return replies
 
 

@@ -20,6 +20,7 @@ from internvl_chat.eval.sources import read_records
 from internvl_chat.eval.task import Item, Record, Result
 
 PREDICTIONS, SCORED, METRICS, MANIFEST = "predictions.jsonl", "scored.jsonl", "metrics.json", "run.json"
+_SHOWN = 3
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "pillow", "numpy", "flash-attn", "bitsandbytes")
 
 
@@ -41,7 +42,9 @@ def partial_of(manifest: Mapping[str, Any]) -> str | None:
         return None
     missing, whole = manifest.get("missing"), max(manifest["there"], manifest["count"] or 0)
     parts = [f"{manifest['answered']} of {whole}"] if manifest["answered"] < whole or not missing else []
-    parts += [f"without {', '.join(missing)}"] if missing else []
+    if missing:
+        more = f", ... ({len(missing)} in all)" if len(missing) > _SHOWN else ""
+        parts.append(f"without {', '.join(missing[:_SHOWN])}{more}")
     return f"partial: {', '.join(parts)}"
 
 

@@ -21,7 +21,9 @@ from internvl_chat.eval.judge import JudgeError, Overheard
 from internvl_chat.eval.plan import Job
 from internvl_chat.eval.results import (
     MANIFEST,
+    METRICS,
     PREDICTIONS,
+    SCORED,
     Run,
     read_answers,
     versions,
@@ -92,7 +94,8 @@ def run_job(job: Job, setup: Setup, load: Callable[[], Loaded]) -> Run | None:
             share = len(range(launch.rank, len(job.items), launch.world_size))
             if len(file.todo) < share:
                 logger.info("%s: goes on with %d of %d items", job.task.name, len(file.todo), share)
-            (folder / MANIFEST).unlink(missing_ok=True)
+            for name in (MANIFEST, METRICS, SCORED):
+                (folder / name).unlink(missing_ok=True)
             _answer(job, setup, load(), file)
         elif launch.rank == 0:
             logger.info("%s: nothing is left to ask", job.task.name)
@@ -258,7 +261,7 @@ def _scored(job: Job, answered: Answered) -> tuple[Result | None, str | None]:
     except JudgeError as error:  # the answers are there, and so are the replies so far
         logger.error("%s: not scored (%s); the same command goes on with the judge", job.task.name, error)
         return None, str(error)
-    except SCORER_STUMBLES as error:
+    except (InternVLError, *SCORER_STUMBLES) as error:
         logger.error("%s: not scored (%s: %s)", job.task.name, type(error).__name__, error)
         return None, f"{type(error).__name__}: {error}"
 

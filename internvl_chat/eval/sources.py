@@ -118,12 +118,13 @@ def unpacked(files: Iterable[Path], read: Callable[[Path], Iterable[Record]] = r
     folder = cache_folder() / "eval" / f"{paths[0].stem}-{key}" if paths else cache_folder() / "eval" / key
     with writing_cache(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with alone(folder.parent / f"{folder.name}.lock") as held:
-            if not _is_whole(folder):
-                if held:
-                    for left in folder.parent.glob(f".part-{folder.name}-*"):  # of a killed process
-                        shutil.rmtree(left, ignore_errors=True)
-                _unpack(paths, read, folder)
+        if not _is_whole(folder):
+            with alone(folder.parent / f"{folder.name}.lock") as held:
+                if not _is_whole(folder):  # else another process was faster
+                    if held:
+                        for left in folder.parent.glob(f".part-{folder.name}-*"):  # of a killed process
+                            shutil.rmtree(left, ignore_errors=True)
+                    _unpack(paths, read, folder)
     for record in read_records(folder / _RECORDS):
         yield _placed(record, folder)
 

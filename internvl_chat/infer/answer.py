@@ -60,6 +60,7 @@ REFUSED = {
 _NEUTRAL = {"num_return_sequences": 1, "num_beam_groups": 1, "guidance_scale": 1, "encoder_repetition_penalty": 1}
 # What users write for an argument of ``Chat.ask``, and would reach ``generate``.
 _MEANT = {"image": "images", "picture": "images", "pictures": "images", "videos": "video"}
+_LISTS_OF_IDS = ("suppress_tokens", "begin_suppress_tokens")
 _SAID_BY = {"system": "system message", "human": "question", "gpt": "answer"}
 
 
@@ -183,7 +184,7 @@ def generate(loaded: Loaded, prompts: Prompts, options: Mapping[str, Any], **ext
 def _check_ids(loaded: Loaded, options: Mapping[str, Any]) -> None:
     """Raise ConfigError for ids that the model does not have: on a GPU they would end the process's use of it."""
     most = loaded.model.config.llm_config.vocab_size
-    for name in [name for name in options if name.endswith("_token_id")]:
+    for name in [name for name in options if name.endswith("_token_id") or name in _LISTS_OF_IDS]:
         value = options[name]
         # An end that is no token is an answer that goes on.
         legal = range(-(2**63), 2**63) if name == "eos_token_id" else range(most)

@@ -311,8 +311,9 @@ class AnswersFile(Generic[Key]):
             out.flush()
             os.fsync(out.fileno())
         merged.replace(self.path)
-        self._write_head({**self._read_head(), "last": [self._run, self._world_size, self._rank]})
         shutil.rmtree(self._parts, ignore_errors=True)
+        # Last of all: with the file that is replaced goes the lock on it.
+        self._write_head({**self._read_head(), "last": [self._run, self._world_size, self._rank]})
         return errors
 
 

@@ -12,8 +12,10 @@ from typing import Any, BinaryIO
 from internvl_chat.errors import CheckpointError, first_line
 from internvl_chat.model.layout import weight_files
 
-# Of each tensor; one that is trained changes nearly everywhere, rows of an embedding at least near its ends.
+# Of each tensor; one that is trained changes nearly everywhere.
 _SAMPLE_BYTES = 2**12
+# New tokens have the last rows of an embedding, and may be all that trains of it.
+_VOCABULARY, _LAST_ROWS = 2**15, 64
 _HEADER_LIMIT = 100_000_000  # bytes, that of the safetensors library
 # Of a file in a format that does not say where its tensors lie.
 _SAMPLES, _BLOCK_BYTES = 64, 2**14
@@ -37,6 +39,7 @@ def fingerprint(path: Path) -> str:
 
 
 def _of_safetensors(file: Path) -> Iterator[bytes]:
+    size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         try:
@@ -45,11 +48,20 @@ def _of_safetensors(file: Path) -> Iterator[bytes]:
             header: dict[str, Any] = json.loads(stream.read(length))
             places = {name: tensor["data_offsets"] for name, tensor in header.items() if name != "__metadata__"}
             tensors = sorted((first, end, name) for name, (first, end) in places.items())  # the disk reads forward
+            room = size - 8 - length
+            if not all(type(n) is int for first, end, _ in tensors for n in (first, end)):
+                raise ValueError("places that are no numbers")
+            if not all(0 <= first <= end <= room for first, end, _ in tensors):
+                raise ValueError(f"its tensors need more than the {size} bytes that it has")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{file} is damaged ({first_line(error)}); copy or download it again") from error
         for first, end, name in tensors:
             yield json.dumps([name, header[name].get("dtype"), header[name].get("shape")]).encode()
             yield from _samples(stream, 8 + length + first, 8 + length + end, 3, _SAMPLE_BYTES)
+            rows = (header[name].get("shape") or [0])[0]
+            if rows >= _VOCABULARY:
+                stream.seek(8 + length + end - (end - first) // rows * _LAST_ROWS)
+                yield stream.read((end - first) // rows * _LAST_ROWS)
 
 
 def _of_pickle(file: Path) -> Iterator[bytes]:

@@ -68,11 +68,11 @@ class Chosen:
     def metrics(self, texts: Sequence[str]) -> dict[str, float]:
         """``eval_TASK/FIGURE`` -> figure, those that are numbers: NaN is no JSON.
 
-        None where the scorer stumbles over an answer, which is said: a run must not end because of it.
+        Empty where the scorer stumbles over an answer, which is said: a run must not end because of it.
         """
         try:
             result = self.score(texts)
-        except DataError as error:
+        except InternVLError as error:
             log.error("%s: no figures at this evaluation", error)
             return {}
         found = {f"eval_{self.task.name}/{name}": float(figure) for name, figure in result.figures.items()}
@@ -114,6 +114,7 @@ class Benchmarks:
             for one in self.chosen
             if (name := self.mains[one.task.name]) in metrics
         ]
+        parts = parts or ["no figures of benchmarks"]
         failed = metrics["eval_tasks_failed"]
         return (
             f"{', '.join(parts)}{f', {failed:.0f} not asked' if failed else ''}, {metrics['eval_tasks_seconds']:.1f} s"

@@ -219,7 +219,7 @@ def hear_failures(store: Store, rank: int, failures: list[str]) -> None:
     """
     if not failures:
         count = min(store.add("failures", 0), NAMED)
-        failures.extend([store.get(f"failure/{number}").decode() for number in range(1, count + 1)])
+        failures[:] = [store.get(f"failure/{number}").decode() for number in range(1, count + 1)]
     if failures:
         _hear(store, rank)
 

@@ -287,6 +287,13 @@ def test_a_score_without_parts_of_the_data_is_partial(
     assert "sqa_test: odd: 99\n" in caplog.text and "none" not in caplog.text
 
 
+def test_a_scorer_that_cannot_go_on_is_told(tmp_path: Path, data: Path) -> None:
+    def score(answered: Answered) -> Result:
+        raise ConfigError("no Java here")
+
+    assert written(job_of(data), tmp_path, score=score).manifest["unjudged"] == "ConfigError: no Java here"
+
+
 def test_a_scorer_that_stumbles_is_told(tmp_path: Path, data: Path) -> None:
     found = written(job_of(data), tmp_path, score=lambda answered: Result({"a": 1 / 0}, "a"))
     assert found.manifest["unjudged"] == "ZeroDivisionError: division by zero"

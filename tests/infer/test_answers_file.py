@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def test_a_process_with_nothing_to_do(tmp_path: Path) -> None:
 
 
 def test_a_kill_while_it_is_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before OUTPUT has its name, before it is noted who gave it one, and before the parts are gone."""
+    """Before OUTPUT has its name, before the parts are gone, and before it is noted who has done it."""
     path = tmp_path / "out.jsonl"
     replace = Path.replace
 
@@ -162,7 +163,7 @@ def test_a_kill_while_it_is_put_together(tmp_path: Path, monkeypatch: pytest.Mon
         outcome = answer_all(path, most=0)  # nothing is asked again
         assert outcome is not None and outcome.whole
         assert path.read_bytes() == expected()
-        assert names(path) == {"out.jsonl", "out.jsonl.settings.json"}
+        assert names(path) - {"out.jsonl.settings.json.part"} == {"out.jsonl", "out.jsonl.settings.json"}
         path.unlink()
 
 
@@ -408,6 +409,26 @@ def test_one_process_of_a_run_is_the_last(tmp_path: Path) -> None:
     assert outcome(1, "b") == (True, True), "it was killed before it could say so, and the launcher started it again"
     assert [outcome(rank, "c") for rank in (1, 0)] == [(True, False), (True, True)]
     assert [answer_all(path, run=None).last for _ in range(2)] == [True, True]  # type: ignore[union-attr]
+
+
+def test_only_one_of_two_that_end_together_is_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a file system takes its time to delete: nobody comes in before all is put together."""
+    remove = shutil.rmtree
+
+    def slowly(*given: Any, **options: Any) -> None:
+        time.sleep(0.3)
+        remove(*given, **options)
+
+    files = [opened(tmp_path / "out.jsonl", rank=rank, world_size=2, run="a") for rank in (0, 1)]
+    for file in files:
+        for key in file.todo:
+            file.add(key, record_of(key))
+        file.close()
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(lambda file: file.finish(), files))
+    assert [end.whole for end in ends] == [True, True]
+    assert sorted(end.last for end in ends) == [False, True]
 
 
 def test_half_an_emoji(tmp_path: Path) -> None:

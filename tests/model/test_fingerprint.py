@@ -72,6 +72,26 @@ def test_copies_are_the_same(weights: dict[str, torch.Tensor], tmp_path: Path) -
     assert torch.equal(load_file(tmp_path / "two" / "model.safetensors")["embed"], weights["embed"])
 
 
+def test_the_last_rows_of_a_vocabulary(tmp_path: Path) -> None:
+    """A new token's row need not be the very last one."""
+    rows, prints = torch.zeros(2**15, 256, dtype=torch.bfloat16), set()
+    for row in (None, -1, -60):
+        changed = rows.clone()
+        if row is not None:
+            changed[row] += 0.01
+        save_file({"embed": changed, "behind": torch.ones(3000)}, tmp_path / "model.safetensors")
+        prints.add(fingerprint(tmp_path))
+    assert len(prints) == 3
+
+
+def test_a_file_that_is_cut_short(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(weights, path)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(CheckpointError, match="its tensors need more than the"):
+        fingerprint(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x05\0\0\0\0\0\0\0hello", b'\x0d\0\0\0\0\0\0\0{"a":{"b":1}}'])
 def test_a_damaged_file_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"

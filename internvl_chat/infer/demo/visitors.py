@@ -7,7 +7,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock, Timer
+from threading import RLock, Timer
 
 from internvl_chat.infer.demo.session import Model, Session
 
@@ -28,7 +28,8 @@ class Visitors:
         self._folder = folder
         self._most = most
         self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self._lock = Lock()
+        # Not a plain lock: an answer that was given up ends wherever it is collected, here too.
+        self._lock = RLock()
         self._timer: Timer | None = None
 
     @staticmethod

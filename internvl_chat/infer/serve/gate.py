@@ -28,8 +28,9 @@ HOLD: ContextVar[Callable[[int], None]] = ContextVar("HOLD")
 SILENCE_S, LINGER_S = 30.0, 1.0
 # A body has so long in all, and a second more for each so many bytes that have come.
 BODY_S, SLOWEST = 30.0, 64 * 2**10
-# Requests in memory, their bodies and the tiles of their pictures, may have this many times the limit of one body.
-BODIES_AT_ONCE = 32
+# Requests in memory, their bodies and the tiles of their pictures: bytes, or so many times the limit of one body where
+# that is more.
+ROOM, BODIES_AT_ONCE = 2**30, 32
 # Requests that are being sent at once. They hold no place in the line, so that slow clients do not fill it.
 UPLOADS_AT_ONCE = 512
 
@@ -103,7 +104,7 @@ class Gate:
             raise _full(f"{self._at_work} requests are waiting already")
 
     def _check_room(self, size: int) -> None:
-        if self._held + size > BODIES_AT_ONCE * self._max_body:
+        if self._held + size > max(ROOM, BODIES_AT_ONCE * self._max_body):
             raise _full("there is no memory left for requests that wait")
 
     def _has_key(self, scope: Any) -> bool:

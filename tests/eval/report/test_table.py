@@ -40,6 +40,7 @@ def test_a_row_for_each_task_and_a_column_for_each_model(tmp_path: Path) -> None
         ({"complete": False, "there": 2, "count": 3}, "partial: 2 of 3"),
         ({"complete": False, "items": 10, "there": 10, "answered": 7, "failed": 3}, "partial: 7 of 10"),
         ({"complete": False, "missing": ["A", "B"]}, "partial: without A, B"),
+        ({"complete": False, "missing": list("ABCDE")}, "partial: without A, B, C, ... (5 in all)"),
         ({"complete": False, "missing": ["A"], "there": 3, "limit": 2}, "partial: 2 of 3, without A"),
         ({"complete": None}, "partial: 2 of 2"),
         ({"complete": True}, None),

@@ -141,8 +141,9 @@ def test_a_slow_but_steady_body_is_taken(server: Served, monkeypatch: pytest.Mon
         assert line.recv(1000).startswith(b"HTTP/1.1 200")
 
 
-def test_bodies_are_held_up_to_a_limit() -> None:
+def test_bodies_are_held_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many large ones that begin at the same time: those that fit are answered, the others refused, nothing leaks."""
+    monkeypatch.setattr(gates, "ROOM", 0)
     at_once, size, piece = 100, 2**20, 2**16
     most = 0
 
@@ -190,6 +191,7 @@ def test_tiles_of_requests_that_wait_count_as_held(
     server: Served, qwen: Any, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request that is alone is answered whatever it holds; what comes beside it waits for the memory."""
+    monkeypatch.setattr(gates, "ROOM", 0)
     monkeypatch.setattr(gates, "BODIES_AT_ONCE", 1)
     shown = {"messages": [user(picture(pictures[1]), "Q")], "max_tokens": 7000}
     endless = {**shown, "logit_bias": {str(number): -100 for number in qwen.stop_ids}, "stream": True}
