@@ -5,13 +5,15 @@
 #
 # KEY: of `internvl eval --list`; further keys and options go to `internvl eval`. One process for each of GPUS cards, as
 # many as are there; one process without a card, for LAUNCHER=python, and for --auto, which spreads the model over all
-# cards. LAUNCHER=print shows the command; PARTITION=NAME, or LAUNCHER=srun, runs it through SLURM. Needs nothing but sh.
+# cards. LAUNCHER=print shows the command; PARTITION=NAME, or LAUNCHER=srun, runs it through SLURM.
+# Needs nothing but sh.
 # shellcheck disable=SC2034,SC2154 # names that shell/lib uses, and sets
 ROOT=$(readlink -f -- "$0") && ROOT=${ROOT%/*} && . "$ROOT/shell/lib/run.sh"
 
 usage() {
   printf 'GPUS=8 sh evaluate.sh CKPT KEY [KEY]... [OPTION]...\n'
-  printf '  CKPT: a model or adapter folder, or a name on the hub; internvl eval --list: all keys; --help: options\n'
+  printf '  CKPT: a model or adapter folder, or a name on the hub\n'
+  printf '  KEY: internvl eval --list names them all; OPTION: internvl eval --help\n'
 }
 
 cards() { # how many this process may use
@@ -58,8 +60,11 @@ start() { # COMMAND...: instead of that of run.sh, which keeps a log
   become env "PYTHONPATH=$(python_path)" "TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}" "$@"
 }
 
+for word; do
+  case $word in -h | --help) usage && exit ;; esac
+done
 case ${1:-} in
--h | --help) usage && exit ;;
+--list) die "the keys are those of: internvl eval --list" ;;
 '' | -*) die "the checkpoint comes first, then a key:$newline$(usage)" ;;
 esac
 case ${2:-} in '' | -*) die "$1: a key comes second, e.g. vqa-textvqa-val:$newline$(usage)" ;; esac
@@ -68,7 +73,7 @@ case ${2:-} in '' | -*) die "$1: a key comes second, e.g. vqa-textvqa-val:$newli
 NAME=evaluate
 settle_launcher torchrun
 settle_python
-need_python
+in_container || need_python
 settle_processes "$@"
 settle_numbers
 settle_nodes

@@ -15,6 +15,7 @@ set -eu
 # What the user has set, before a script sets defaults.
 [ "${LAUNCHER:-}" != python ] || : "${GPUS:=1}" # one process, whatever the script is made for
 FOR_SLURM=$(only_for_slurm)
+USER_BATCH_SIZE=${BATCH_SIZE:-} USER_SBATCH_ARGS=${SBATCH_ARGS:-}
 
 defaults() { # NAME=VALUE...
   for pair; do
@@ -78,7 +79,7 @@ with_flags() { # NEXT RECIPE WORD...: calls NEXT with all flags: of the recipe, 
 # ---- The launchers
 
 run() { # FLAG...
-  need_python
+  in_container || need_python
   case $LAUNCHER in
   srun) with_srun "$GPUS" "$GPUS_PER_NODE" "$CPUS_PER_TASK" "$PYTHON" -u -m internvl_chat.train "$@" ;;
   torchrun)
@@ -158,6 +159,7 @@ address_of() { # NODE: its name, or where names do not resolve what SLURM knows
 }
 
 submit() { # WORD...: a batch job that runs this script with them
+  in_container || need_python
   need sbatch "SUBMIT=1 needs SLURM; leave SUBMIT out on a machine without it"
   [ -n "$PRINT" ] || make_output_dir
   job=$(
@@ -179,13 +181,16 @@ need() { # PROGRAM MEND
   [ -n "$PRINT" ] || command -v "$1" >/dev/null 2>&1 || die "$1 is not found: $2"
 }
 
+in_container() { # whether the ranks run in one, which has a python of its own
+  case "${SRUN_ARGS:-} ${SBATCH_ARGS:-}" in *--container*) ;; *) return 1 ;; esac
+}
+
 need_python() {
-  mend='activate the environment (. .venv/bin/activate), or set PYTHON='
-  need "$PYTHON" "$mend"
-  case ${SRUN_ARGS:-} in *--container-*) return ;; esac # which has a python of its own
+  need "$PYTHON" 'activate the environment (. .venv/bin/activate), or set PYTHON='
   [ -n "$PRINT" ] ||
     "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(None in map(u.find_spec, ("torch", "transformers")))' ||
-    die "$PYTHON has no torch or no transformers: $mend"
+    die "$PYTHON has no torch or no transformers: pip install -e $(quoted "$ROOT") (README, Install), or activate the \
+environment that has them, or set PYTHON to its python"
 }
 
 python_path() {

@@ -17,6 +17,8 @@ settle_launcher() { # DEFAULT: sets LAUNCHER, and PRINT if the command is only t
   print) LAUNCHER=$1 PRINT=1 ;;
   *) die "LAUNCHER=$LAUNCHER: must be srun (or slurm), torchrun (or pytorch), python, mpi or print" ;;
   esac
+  [ -z "$USER_SBATCH_ARGS" ] || is_on "${SUBMIT:-}" || [ -n "${INTERNVL_BATCH:-}" ] ||
+    die "SBATCH_ARGS is for SUBMIT=1; for srun: SRUN_ARGS"
   if is_on "${SUBMIT:-}" && [ "$LAUNCHER" = mpi ]; then
     die "SUBMIT=1: mpirun gets no warning before the time is up; set LAUNCHER=srun or LAUNCHER=torchrun"
   fi
@@ -56,23 +58,52 @@ settle_nodes() { # sets NODES, and GPUS_PER_NODE to what a node really gives
       "$GPUS_PER_NODE"), or GPUS_PER_NODE=$(largest_divisor "$GPUS" "$GPUS_PER_NODE")"
 }
 
-settle_batch() { # WORD...: sets PER_DEVICE and ACCUMULATION
-  PER_DEVICE=${PER_DEVICE_BATCH_SIZE:-1}
+settle_batch() { # WORD...: sets PER_DEVICE and ACCUMULATION; what is appended wins
+  given=$(last_value per_device_train_batch_size '' "$@")
+  PER_DEVICE=${given:-${PER_DEVICE_BATCH_SIZE:-1}}
   ACCUMULATION=$(last_value gradient_accumulation_steps '' "$@")
   [ -n "${BATCH_SIZE:-}$ACCUMULATION" ] ||
     die "BATCH_SIZE is not set: it is the number of samples, or packs, of an optimizer step, e.g. BATCH_SIZE=128"
-  [ -n "$ACCUMULATION" ] || divide_batch $((GPUS * PER_DEVICE))
-  PER_DEVICE=$(last_value per_device_train_batch_size "$PER_DEVICE" "$@")
   require_numbers "--per_device_train_batch_size=$PER_DEVICE" "--gradient_accumulation_steps=$ACCUMULATION"
+  if [ -z "$ACCUMULATION" ]; then
+    divide_batch $((GPUS * PER_DEVICE)) "${given:+--per_device_train_batch_size }"
+  else
+    batch=$((GPUS * PER_DEVICE * ACCUMULATION))
+    [ "${USER_BATCH_SIZE:-$batch}" -eq "$batch" ] ||
+      die "BATCH_SIZE=$USER_BATCH_SIZE, but --gradient_accumulation_steps $ACCUMULATION makes a batch of $batch = \
+$GPUS GPUs x $PER_DEVICE x $ACCUMULATION: leave out one of the two"
+  fi
 }
 
-divide_batch() { # STEP, samples of one micro-batch of all GPUs: sets ACCUMULATION
+divide_batch() { # STEP, samples of one micro-batch of all GPUs; FLAG, if one gives PER_DEVICE: sets ACCUMULATION
   ACCUMULATION=$((BATCH_SIZE / $1))
   [ $((BATCH_SIZE % $1)) -ne 0 ] || return 0
   mend=$(multiples_near BATCH_SIZE "$BATCH_SIZE" "$1")
   [ $((BATCH_SIZE % GPUS)) -ne 0 ] ||
-    mend="$mend, or PER_DEVICE_BATCH_SIZE=$(largest_divisor $((BATCH_SIZE / GPUS)) "$PER_DEVICE")"
-  die "BATCH_SIZE=$BATCH_SIZE is not a multiple of GPUS x PER_DEVICE_BATCH_SIZE = $GPUS x $PER_DEVICE = $1: set $mend"
+    mend="$mend, or ${2:-PER_DEVICE_BATCH_SIZE=}$(largest_divisor $((BATCH_SIZE / GPUS)) "$PER_DEVICE")"
+  fewer=$(fewer_gpus)
+  die "BATCH_SIZE=$BATCH_SIZE is not a multiple of GPUS x PER_DEVICE_BATCH_SIZE = $GPUS x $PER_DEVICE = $1: set \
+$mend${fewer:+, or GPUS=$fewer}"
+}
+
+fewer_gpus() { # the largest number of GPUs below GPUS that keeps the batch and fills its nodes, if there is one
+  number=$((BATCH_SIZE / PER_DEVICE))
+  [ "$number" -lt "$GPUS" ] || number=$((GPUS - 1))
+  while [ "$number" -gt 0 ]; do
+    if [ $((BATCH_SIZE % (number * PER_DEVICE))) -eq 0 ] && fill_nodes "$number"; then
+      printf '%s\n' "$number"
+      return
+    fi
+    number=$((number - 1))
+  done
+}
+
+fill_nodes() { # NUMBER: whether settle_nodes takes so many GPUs
+  if [ "$LAUNCHER" = torchrun ] && ! on_slurm; then
+    [ $(($1 % NNODES)) -eq 0 ]
+  else
+    [ "$1" -le "$GPUS_PER_NODE" ] || [ $(($1 % GPUS_PER_NODE)) -eq 0 ]
+  fi
 }
 
 settle_python() {

@@ -19,6 +19,9 @@ recipe_words() { # FILE: its flags and those of the files it includes; $ROOT in 
     case $flag in
     '' | '#'*) ;;
     include) recipe_words "$ROOT/shell/recipes/$value" ;;
+    --gradient[_-]accumulation[_-]steps* | --per[_-]device[_-]train[_-]batch[_-]size* | --output[_-]dir*)
+      die "$1: $flag belongs to the script: defaults BATCH_SIZE=... PER_DEVICE_BATCH_SIZE=... OUTPUT_DIR=..."
+      ;;
     *)
       # shellcheck disable=SC2016
       case $value in '$ROOT/'*) value=$ROOT/${value#*/} ;; esac

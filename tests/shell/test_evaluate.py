@@ -241,6 +241,12 @@ def test_what_is_missing_is_said(shell: list[str], script: Path, bench: Bench, w
 def test_help_and_numbers_that_are_none(shell: list[str], script: Path, bench: Bench) -> None:
     done = bench.run(shell, script, "--help")
     assert done.returncode == 0 and done.stdout.startswith("GPUS=8 sh evaluate.sh CKPT KEY")
+    assert "internvl eval --list" in done.stdout and "internvl eval --help" in done.stdout
+    for words in (["ckpt", "--help"], ["ckpt", "mme", "--dynamic", "-h"]):
+        again = bench.run(shell, script, *words, env={"PYTHON": "/no/python", "GPUS": "all"})
+        assert (again.returncode, again.stdout, again.stderr) == (0, done.stdout, "")
+    done = bench.run(shell, script, "--list")
+    assert (done.returncode, done.stderr) == (2, "error: the keys are those of: internvl eval --list\n")
     for env, message in (
         ({"GPUS": "all"}, "GPUS=all: must be a whole number"),
         ({"GPUS": 2, "LAUNCHER": "python"}, "LAUNCHER=python is one process"),
@@ -248,6 +254,7 @@ def test_help_and_numbers_that_are_none(shell: list[str], script: Path, bench: B
         ({"SUBMIT": 1}, "SUBMIT=1 is for training"),
         ({"PARTITION": "gpu", "LAUNCHER": "torchrun"}, "LAUNCHER=torchrun would ignore PARTITION"),
         ({"PYTHON": "/bin/false"}, "/bin/false has no torch or no transformers"),
+        ({"SBATCH_ARGS": "--time=1"}, "SBATCH_ARGS is for SUBMIT=1; for srun: SRUN_ARGS"),
     ):
         done = bench.run(shell, script, "ckpt", "mme", env=env)
         assert done.returncode == 2 and message in done.stderr, done.stderr

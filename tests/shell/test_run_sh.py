@@ -436,16 +436,25 @@ def test_a_python_without_the_packages_is_refused(shell: list[str], project: Pat
     bare = bench.programs / "bare"
     bare.write_text("#!/bin/sh\nexit 1\n")  # what `-c` asks it is not so
     bare.chmod(0o755)
-    for env in ({}, {"LAUNCHER": "torchrun"}, {"CHECK": 1}):
+    for env in ({}, {"LAUNCHER": "torchrun"}, {"CHECK": 1}, {"SUBMIT": 1}):
         done = bench.run(shell, script(project, FULL), env={"PYTHON": bare, "OUTPUT_DIR": "out", **env})
         assert done.returncode == 2
+        root = "'" + str(project).replace("'", r"'\''") + "'"
         assert (
-            f"error: {bare} has no torch or no transformers: activate the environment (. .venv/bin/activate), or set "
-            "PYTHON="
+            f"error: {bare} has no torch or no transformers: pip install -e {root} (README, Install), or activate the "
+            "environment that has them, or set PYTHON to its python\n"
         ) in done.stderr
-    assert not bench.calls("srun") and not (bench.folder / "out").exists()
-    inside = {"PYTHON": bare, "SRUN_ARGS": "--container-image=x.sqsh"}
-    assert bench.run(shell, script(project, FULL), env=inside).returncode == 0, "what is in the container is not known"
+    assert not bench.calls("srun") and not bench.calls("sbatch") and not (bench.folder / "out").exists()
+
+
+def test_what_is_in_a_container_is_not_known(project: Path, bench: Bench) -> None:
+    for word in ("--container-image=x.sqsh", "--container=bundle"):
+        for env in ({"SRUN_ARGS": word}, {"SRUN_ARGS": word, "SUBMIT": 1}, {"SBATCH_ARGS": word, "SUBMIT": 1}):
+            given = {"PYTHON": "/in/the/container", **env}
+            assert bench.run(ANY, script(project, FULL), env=given).returncode == 0
+            done = bench.run(ANY, script(project, FULL), env={**given, "CHECK": 1})
+            assert done.returncode == 2, "a check runs outside"
+            assert "/in/the/container is not found" in done.stderr
 
 
 @pytest.mark.parametrize("absent", [[], ["torch"], ["transformers"]])
@@ -496,12 +505,22 @@ def test_a_released_model_is_taken_from_the_project_if_it_is_there(project: Path
         (
             {"GPUS": 3, "LAUNCHER": "torchrun"},
             "BATCH_SIZE=128 is not a multiple of GPUS x PER_DEVICE_BATCH_SIZE = 3 x 4 = 12: "
-            "set BATCH_SIZE=120 or BATCH_SIZE=132",
+            "set BATCH_SIZE=120 or BATCH_SIZE=132, or GPUS=2\n",
         ),
         (
             {"BATCH_SIZE": 32},
             "BATCH_SIZE=32 is not a multiple of GPUS x PER_DEVICE_BATCH_SIZE = 16 x 4 = 64: set BATCH_SIZE=64, or "
-            "PER_DEVICE_BATCH_SIZE=2",
+            "PER_DEVICE_BATCH_SIZE=2, or GPUS=8\n",
+        ),
+        (
+            {"GPUS": 16, "BATCH_SIZE": 480},
+            "BATCH_SIZE=480 is not a multiple of GPUS x PER_DEVICE_BATCH_SIZE = 16 x 4 = "
+            "64: set BATCH_SIZE=448 or BATCH_SIZE=512, or PER_DEVICE_BATCH_SIZE=3, or GPUS=8\n",
+        ),
+        (
+            {"LAUNCHER": "torchrun", "GPUS": 16, "NNODES": 2, "BATCH_SIZE": 480},
+            "BATCH_SIZE=480 is not a multiple of GPUS x PER_DEVICE_BATCH_SIZE = 16 x 4 = 64: set BATCH_SIZE=448 or "
+            "BATCH_SIZE=512, or PER_DEVICE_BATCH_SIZE=3, or GPUS=12\n",
         ),
         ({"LAUNCHER": "python", "GPUS": 2}, "GPUS=2: LAUNCHER=python is one process on one GPU"),
         ({"LAUNCHER": "torchrun", "NNODES": 2}, "NNODES=2: set MASTER_ADDR to the address of the first node"),
@@ -513,6 +532,8 @@ def test_a_released_model_is_taken_from_the_project_if_it_is_there(project: Path
         ({"LAUNCHER": "torchrun", "NNODES": 3}, "GPUS=16 is not a multiple of NNODES=3: set GPUS=15 or GPUS=18"),
         ({"LAUNCHER": "mpi", "SUBMIT": 1}, "SUBMIT=1: mpirun gets no warning before the time is up"),
         ({"PYTHON": "/no/python"}, "/no/python is not found: activate the environment (. .venv/bin/activate), or set"),
+        ({"PYTHON": "/no/python", "SUBMIT": 1}, "/no/python is not found: activate the environment"),
+        ({"SBATCH_ARGS": "--time=1"}, "SBATCH_ARGS is for SUBMIT=1; for srun: SRUN_ARGS\n"),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
@@ -522,7 +543,7 @@ def test_what_cannot_be_is_refused_with_the_mend(
     done = bench.run(shell, script(project, FULL), env={"OUTPUT_DIR": "out", **env})
     assert done.returncode == 2
     assert f"error: {message}" in done.stderr
-    assert not bench.calls("srun")
+    assert not bench.calls("srun") and not bench.calls("sbatch")
     assert not (bench.folder / "out").exists()
 
 
@@ -565,6 +586,8 @@ def expected_answer(gpus: int, batch: int, per_device: int) -> str:
     near = [f"BATCH_SIZE={size}" for size in (batch - batch % step, batch + -batch % step) if size > 0]
     fits = [size for size in range(1, per_device + 1) if batch % (gpus * size) == 0]
     instead = f", or PER_DEVICE_BATCH_SIZE={max(fits)}" if fits else ""
+    fewer = [number for number in range(1, gpus) if batch % (number * per_device) == 0]
+    instead += f", or GPUS={max(fewer)}" if fewer else ""
     return (
         f"error: BATCH_SIZE={batch} is not a multiple of GPUS x PER_DEVICE_BATCH_SIZE = {gpus} x {per_device} = {step}"
         f": set {' or '.join(near)}{instead}"
@@ -578,6 +601,7 @@ def test_arithmetic_of_the_batch(shell: list[str]) -> None:
     assert 10 < sum(answer.startswith("accumulate") for answer in answers) < len(grid) - 10
     program = """
         set -eu
+        LAUNCHER=torchrun NNODES=1
         . "$ROOT/shell/lib/words.sh"
         . "$ROOT/shell/lib/settings.sh"
         while read -r GPUS BATCH_SIZE PER_DEVICE_BATCH_SIZE; do
@@ -607,11 +631,23 @@ def test_arithmetic_of_the_batch(shell: list[str]) -> None:
         ),
         (
             FULL,
-            {"BATCH_SIZE": 7},
+            {"BATCH_SIZE": 192},
             ["--gradient_accumulation_steps=3"],
             "batch 192 samples = 16 GPUs x 4 per device x 3",
         ),
-        (FULL, {}, ["--per_device_train_batch_size", "1"], "batch 32 samples = 16 GPUs x 1 per device x 2 accumulated"),
+        (
+            FULL,
+            {},
+            ["--per_device_train_batch_size", "1"],
+            "batch 128 samples = 16 GPUs x 1 per device x 8 accumulated",
+        ),
+        (FULL, {}, ["--per-device-train-batch-size=8"], "batch 128 samples = 16 GPUs x 8 per device x 1 accumulated"),
+        (
+            FULL,
+            {},
+            ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "3"],
+            "batch 384 samples = 16 GPUs x 8 per device x 3 accumulated",
+        ),
         (FULL, {"GPUS": 8, "BATCH_SIZE": 32}, [], "1 node x 8 GPUs, batch 32 samples = 8 GPUs x 4 per device x 1"),
     ],
 )
@@ -623,6 +659,57 @@ def test_the_batch_that_is_told_is_the_one_of_the_flags(
     flags = flags_of(bench.call("srun").argv)
     per_device, accumulated = flags["per_device_train_batch_size"], flags["gradient_accumulation_steps"]
     assert f"x {per_device} per device x {accumulated}" in told
+
+
+@pytest.mark.parametrize(
+    ("env", "words", "message"),
+    [
+        (
+            {"BATCH_SIZE": 7},
+            ["--gradient_accumulation_steps=3"],
+            "BATCH_SIZE=7, but --gradient_accumulation_steps 3 makes a batch of 192 = 16 GPUs x 4 x 3: leave out "
+            "one of the two",
+        ),
+        (
+            {"BATCH_SIZE": 128},
+            ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "3"],
+            "BATCH_SIZE=128, but --gradient_accumulation_steps 3 makes a batch of 384 = 16 GPUs x 8 x 3: leave out",
+        ),
+        (
+            {},
+            ["--per_device_train_batch_size", "16"],
+            "BATCH_SIZE=128 is not a multiple of GPUS x PER_DEVICE_BATCH_SIZE = 16 x 16 = 256: set BATCH_SIZE=256, or "
+            "--per_device_train_batch_size 8, or GPUS=8\n",
+        ),
+    ],
+)
+def test_appended_flags_of_the_batch_that_do_not_fit_it(
+    project: Path, bench: Bench, env: dict[str, object], words: list[str], message: str
+) -> None:
+    done = bench.run(ANY, script(project, FULL), *words, env=env)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1 and not bench.calls("srun")
+
+
+@each_shell
+@pytest.mark.parametrize(
+    "line", ["--output_dir mine", "--gradient_accumulation_steps 2", "--per-device-train-batch-size 2"]
+)
+def test_flags_of_the_script_in_a_recipe(shell: list[str], project: Path, bench: Bench, line: str) -> None:
+    recipes = project / "shell/recipes"
+    (recipes / "part.args").write_text(f"{line}\n")
+    (recipes / "mine.args").write_text("include part.args\n")
+    own = project / "shell/own_recipe.sh"
+    own.write_text(re.sub(r"launch srun \S+", "launch srun mine", script(project, FULL).read_text()))
+    done = bench.run(shell, own)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {recipes}/part.args: {line.split()[0]} belongs to the script: defaults BATCH_SIZE=... "
+        "PER_DEVICE_BATCH_SIZE=... OUTPUT_DIR=...\n"
+    )
+    assert not bench.calls("srun")
+    for file in (own, recipes / "part.args", recipes / "mine.args"):
+        file.unlink()
 
 
 def test_a_flag_of_the_batch_that_is_no_number(project: Path, bench: Bench) -> None:
@@ -674,7 +761,7 @@ def job(
 
 @each_shell
 def test_a_job_runs_the_script_in_its_allocation(shell: list[str], project: Path, bench: Bench) -> None:
-    done = job(bench, project, shell, FULL, {"PARTITION": "p", "QUOTA_TYPE": "spot"})
+    done = job(bench, project, shell, FULL, {"PARTITION": "p", "QUOTA_TYPE": "spot", "SBATCH_ARGS": "--time=1"})
     assert done.returncode == 0, done.stderr
     call = bench.call("srun")
     assert len(bench.calls("sbatch")) == 1
