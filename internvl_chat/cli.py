@@ -43,6 +43,9 @@ TOOLS = {
 }
 
 
+_COMMANDS = f"which command? train, {', '.join(TOOLS)}; internvl --help says what they do"
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Parser of all commands; ``train`` has its own, shown by ``internvl train --help``."""
     parser = argparse.ArgumentParser(
@@ -60,11 +63,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of a command; leaves the process with status 2 where they cannot be used."""
-    args, unknown = make_parser().parse_known_args(argv)
+    parser = make_parser()
+    if not argv or not (argv[0] in ("train", *TOOLS) or argv[0].startswith("-")):
+        parser.error(f"{argv[0]!r} is no command{nearest(argv[0], ('train', *TOOLS))}" if argv else _COMMANDS)
+    args, unknown = parser.parse_known_args(argv)
     if unknown:
         flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
         legal = [name for action in args.tool._actions for name in action.option_strings]
-        args.tool.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(flag, legal)}")
+        if found := nearest(flag, legal):
+            args.tool.error(f"unknown flag {flag}{found}")
+        args.tool.error(f"unrecognized arguments: {' '.join(unknown)}")
     return args
 
 

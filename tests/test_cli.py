@@ -15,8 +15,8 @@ from internvl_chat.cli import TOOLS, main
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["eval", "model", "quick", "--bach_size", "4"], "--bach_size 4; did you mean '--batch_size'?"),
-        (["chat", "model", "--imgae=a.png"], "--imgae=a.png; did you mean '--image'?"),
+        (["eval", "model", "quick", "--bach_size", "4"], "unknown flag --bach_size; did you mean '--batch_size'?"),
+        (["chat", "model", "--imgae=a.png"], "unknown flag --imgae; did you mean '--image'?"),
         (["models", "--zzzzzzzzz"], "unrecognized arguments: --zzzzzzzzz\n"),
         (["models", "InternVL2-2B", "and", "more"], "unrecognized arguments: and more\n"),
     ],
@@ -32,9 +32,12 @@ def test_an_unknown_flag(argv: list[str], message: str, capsys: pytest.CaptureFi
 
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["evaluate"])
+        main(["tran"])
+    assert "'tran' is no command; did you mean 'train'?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([])
     said = capsys.readouterr().err
-    assert all(name in said for name in TOOLS)
+    assert all(name in said for name in TOOLS) and "internvl --help" in said
 
 
 @pytest.mark.parametrize("command", ["check", "preview", "plan", "estimate", "repair"])

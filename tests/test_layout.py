@@ -228,3 +228,11 @@ def test_the_parser_of_all_commands_needs_neither_torch_nor_transformers() -> No
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_the_package_is_found_beside_a_folder_of_its_name(tmp_path: Path) -> None:
+    """As in the folder that holds the clone, which Python would take for a package without files."""
+    (tmp_path / "internvl_chat").mkdir()
+    code = "import internvl_chat; print(internvl_chat.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

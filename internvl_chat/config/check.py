@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
-from internvl_chat.config import idle
+from internvl_chat.config import idle, library
 from internvl_chat.config.idle import evaluates
 from internvl_chat.config.rule import Rule, is_on, is_true, value_of
 
@@ -52,6 +53,21 @@ def _existing(name: str, what: str) -> Rule:
     def rule(flags: dict[str, Any]) -> str | None:
         value = flags.get(name)
         return None if not value or Path(str(value)).exists() else f"--{name} {value}: does not exist; give {what}"
+
+    return rule
+
+
+def _folder(name: str) -> Rule:
+    """A folder that is there, or can be made, and written into."""
+
+    def rule(flags: dict[str, Any]) -> str | None:
+        path = Path(str(flags.get(name) or ".")).absolute()
+        there = next(one for one in (path, *path.parents) if os.path.lexists(one))
+        if not there.is_dir():
+            return f"--{name} {flags[name]}: {there} is a file; name a folder"
+        if not os.access(there, os.W_OK | os.X_OK):
+            return f"--{name} {flags[name]}: you may not write in {there}; choose another one"
+        return None
 
     return rule
 
@@ -175,10 +191,12 @@ def _new_rows(flags: dict[str, Any]) -> str | None:
 RULES: tuple[Rule, ...] = (
     _model_or_parts,
     *idle.RULES,
+    *library.RULES,
     _quantized,
     _new_rows,
     _required("meta_path", "the manifest that names your annotations; see playground/README.md"),
     _required("output_dir", "the folder for checkpoints and logs, e.g. work_dirs/my_run"),
+    _folder("output_dir"),
     _existing("meta_path", "a manifest (JSON or YAML)"),
     _existing("eval_meta_path", "a manifest (JSON or YAML)"),
     _number("eval_task_items", 0, whole=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from internvl_chat.config.rule import Rule, is_on, is_true, value_of
+from internvl_chat.config.rule import Rule, is_on, is_true, names_of, value_of
 
 
 def _needs_lora(name: str, towers: tuple[str, ...] = ("use_llm_lora", "use_backbone_lora")) -> Rule:
@@ -56,15 +56,14 @@ def _idle_in_the_library(flags: dict[str, Any]) -> str | None:
 
 
 _TRACKIO = ("project", "hub_private_repo", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
-_TRACKERS = ("comet_ml", "dagshub", "mlflow", "swanlab", "trackio", "wandb")
+_NAMED = ("comet_ml", "dagshub", "mlflow", "swanlab", "trackio", "wandb")  # trackers that read a name of the run
 
 
 def _needs_tracker(name: str, *trackers: str) -> Rule:
     """A flag that only these of the ``--report_to`` services read."""
 
     def rule(flags: dict[str, Any]) -> str | None:
-        given = flags.get("report_to", "tensorboard")
-        told = given if isinstance(given, list) else str(given).split(",")
+        told = names_of(flags.get("report_to", "tensorboard"))
         if not is_on(flags, name) or {"all", *trackers} & set(told):
             return None
         return f"--{name} {flags[name]} does nothing without --report_to {' or '.join(trackers)}; leave it out"
@@ -72,12 +71,18 @@ def _needs_tracker(name: str, *trackers: str) -> Rule:
     return rule
 
 
+def idle_notes(flags: dict[str, Any]) -> list[str]:
+    """About flags that do nothing, but that scripts and dumps of arguments hold as a matter of course."""
+    notes = []
+    if is_on(flags, "run_name") and not {"all", *_NAMED} & set(names_of(flags.get("report_to", "tensorboard"))):
+        notes.append(f"--run_name is not used: only --report_to {', '.join(_NAMED[:-1])} and {_NAMED[-1]} read it")
+    if "do_train" in flags and not is_on(flags, "do_train"):
+        notes.append("--do_train is not used: training is all that this command does; to score a model: internvl eval")
+    return notes
+
+
 def _what_is_done(flags: dict[str, Any]) -> str | None:
-    """Flags of the library that nobody reads: they must not say the opposite of what happens."""
-    if "do_train" in flags and not is_true(flags, "do_train"):
-        return (
-            f"--do_train {flags['do_train']}: training is all that this command does; to score a model: internvl eval"
-        )
+    """A flag of the library that nobody reads: it must not say the opposite of what happens."""
     if "do_eval" in flags and not is_true(flags, "do_eval") and evaluates(flags):
         return (
             f"--do_eval {flags['do_eval']} contradicts --eval_strategy {flags['eval_strategy']}; leave one of them out"
@@ -111,7 +116,6 @@ RULES: tuple[Rule, ...] = (
     _idle_beside_others,
     _idle_in_the_library,
     _what_is_done,
-    _needs_tracker("run_name", *_TRACKERS),
     *(_needs_tracker(name, "trackio") for name in _TRACKIO),
     *(_needs_evaluation(f) for f in ("eval_meta_path", "eval_tasks", "do_eval", "eval_on_start", "eval_delay")),
     *(_needs_evaluation(f) for f in ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")),

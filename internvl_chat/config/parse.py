@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from internvl_chat.config.check import check_arguments
 from internvl_chat.config.data import DataArguments
+from internvl_chat.config.idle import idle_notes
 from internvl_chat.config.model import ModelArguments
-from internvl_chat.config.renamed import CHANGES, translate_flags
+from internvl_chat.config.renamed import CHANGES, translate_flags, without_defaults
 from internvl_chat.config.train import TrainArguments
 from internvl_chat.config.zero import resolve_zero
 from internvl_chat.errors import ConfigError, nearest
@@ -78,7 +80,9 @@ def read_flags(argv: Sequence[str]) -> Flags:
     given, problems = _read_given(argv, actions)
     unknown, bare = _find_misuse(given, actions)
     problems += unknown + [f"--{name} needs a value" for name in bare]
-    flags, notes, refusals = translate_flags({n: v for n, v in given.items() if n in actions or n in CHANGES})
+    known = {name: value for name, value in given.items() if name in actions or name in CHANGES}
+    flags, notes, refusals = translate_flags(without_defaults(known))
+    notes += idle_notes(flags)
     problems += refusals
     if flags.get("eval_tasks") and flags.get("eval_steps") and "eval_strategy" not in flags:
         flags["eval_strategy"] = "steps"  # what else could be meant
@@ -120,7 +124,8 @@ def build_arguments(flags: dict[str, Any], start: bool = True) -> Arguments:
 
 
 def _actions(parser: HfArgumentParser) -> dict[str, Action]:
-    return {action.dest: action for action in parser._actions}
+    """The action of each flag: of a switch that is on by default the parser has a second one, ``--no_x``."""
+    return {action.dest: action for action in reversed(parser._actions)}
 
 
 def _takes_many(name: str, actions: dict[str, Action]) -> bool:
@@ -170,7 +175,7 @@ def _find_misuse(given: dict[str, Any], actions: dict[str, Action]) -> tuple[lis
         if name not in legal
     ]
     bare = [name for name, value in given.items() if value is True and name in actions and name not in CHANGES]
-    return unknown, [name for name in bare if actions[name].nargs != "?"]
+    return unknown, [name for name in bare if actions[name].type is not string_to_bool]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,16 +7,18 @@ among them; tests/config/test_flags.py holds the list of those that do something
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
+
+from internvl_chat.config.rule import is_off
+from internvl_chat.config.train import TrainArguments
 from internvl_chat.errors import ConfigError
 
 Change = Callable[[str, str, dict[str, str]], "str | None"]
-
-
-def _is_false(value: Any) -> bool:
-    return str(value).strip().lower() in ("false", "0", "no", "none", "", "0.0")
 
 
 def _rename(new: str, translate: dict[str, str] | None = None) -> Change:
@@ -35,7 +37,7 @@ def _refuse(why: str, *as_it_is: str) -> Change:
     """Refused unless the value switches the feature off, or is one of those that ask for what is so anyway."""
 
     def change(old: str, value: str, flags: dict[str, str]) -> str | None:
-        if _is_false(value) or value in as_it_is:
+        if is_off(value) or value in as_it_is:
             return None
         shown = "" if old.endswith("_token") else f" {value}"  # messages are logged
         raise ConfigError(f"--{old}{shown}: {why}")
@@ -47,7 +49,7 @@ def _only_true(why: str) -> Change:
     """Refused where it switches off what is always so."""
 
     def change(old: str, value: str, flags: dict[str, str]) -> str | None:
-        if _is_false(value):
+        if is_off(value):
             raise ConfigError(f"--{old} {value}: {why}")
         return None
 
@@ -61,13 +63,13 @@ def _warmup_ratio(old: str, value: str, flags: dict[str, str]) -> str | None:
         legal = False
     if not legal:
         raise ConfigError(f"--warmup_ratio {value}: must be at least 0 and below 1; for whole steps use --warmup_steps")
-    if _is_false(flags.get("warmup_steps", "0")):
+    if is_off(flags.get("warmup_steps", "0")):
         flags["warmup_steps"] = value
     return "--warmup_ratio is now --warmup_steps with a value below 1"
 
 
 def _group_by_length(old: str, value: str, flags: dict[str, str]) -> str | None:
-    if _is_false(value):
+    if is_off(value):
         return None
     flags.setdefault("train_sampling_strategy", "group_by_length")
     return "--group_by_length True is now --train_sampling_strategy group_by_length"
@@ -125,22 +127,52 @@ CHANGES: dict[str, Change] = {
     "fsdp_config": _refuse(f"{_LATER}; use --deepspeed zero3"),
     "parallelism_config": _refuse("ranks split the data, and the weights with --deepspeed zero3, nothing else"),
     "local_rank": _always("the environment says which process this is"),
-    "ddp_backend": _refuse("it is NCCL between GPUs and gloo between CPUs; leave it out"),
+    "ddp_backend": _refuse("it is NCCL between GPUs and gloo between CPUs; leave it out", "nccl"),
     "save_on_each_node": _refuse("all nodes write to one folder; give an --output_dir that all nodes see"),
     "enable_jit_checkpoint": _refuse("it can hang a run of several ranks; lower --save_steps"),
     "restore_callback_states_from_checkpoint": _refuse("what a run needs to go on is always restored; leave it out"),
-    "logging_nan_inf_filter": _refuse("steps that are not finite are counted and never hidden; see --nonfinite_step"),
+    "logging_nan_inf_filter": _always("steps that are not finite are counted and never hidden; see --nonfinite_step"),
     "dataloader_multiprocessing_context": _refuse("workers are forked; leave it out", "fork"),
     "dataloader_in_order": _only_true("batches come in the order of the plan; leave it out"),
-    "length_column_name": _refuse("lengths come from the index; leave it out", "length"),
+    "length_column_name": _refuse("lengths come from the index; leave it out"),
     "label_names": _refuse("the answers are what is learnt; leave it out"),
     "use_cache": _refuse("training keeps no cache; leave it out"),
     "do_predict": _refuse("use internvl eval on the finished folder"),
-    **{name: _refuse(_UPLOAD, "every_save") for name in _HUB},
+    **{name: _refuse(_UPLOAD) for name in _HUB},
     **{name: _refuse(_GONE) for name in ("dispatch_batches", "split_batches", "include_tokens_per_second")},
 }
 # Renamed by a plain translation of values rather than of names.
 VALUES = {"optim": {"adamw_hf": "adamw_torch"}}
+
+
+# Said, also the library's default decides: against an old name, or against another flag.
+_DECIDES = ("do_eval", "do_train", "eval_strategy", "train_sampling_strategy", "use_cpu")
+
+
+def without_defaults(flags: dict[str, Any]) -> dict[str, Any]:
+    """Less those of the library that are as it has them anyway: a dump of all its arguments asks for nothing.
+
+    Flags whose default is another one here stay.
+    """
+    ours = {field.name: field.default for field in dataclasses.fields(TrainArguments)}
+    same = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    same = {name: value for name, value in same.items() if ours[name] == value and name not in _DECIDES}
+    return {
+        name: value for name, value in flags.items() if name not in same or not _is_default(name, value, same[name])
+    }
+
+
+def _is_default(name: str, value: Any, default: Any) -> bool:
+    if value in ([], {}, "[]", "{}", f"<{name.upper()}>"):  # the last: a token, as the library writes it
+        return True
+    if name == "accelerator_config":
+        return isinstance(value, dict) and value.items() <= AcceleratorConfig().to_dict().items()
+    if default is False:
+        return is_off(value)
+    try:
+        return float(value) == float(default)
+    except (TypeError, ValueError, OverflowError):
+        return str(value).lower() == str(default).lower()
 
 
 def translate_flags(flags: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:

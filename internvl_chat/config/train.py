@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from transformers import TrainingArguments
 
+from internvl_chat.config.rule import names_of
 from internvl_chat.constants import DDP_TIMEOUT_S, LATE_AFTER_S, START_TIMEOUT_S
 
 
@@ -71,8 +72,8 @@ class TrainArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.report_to, str):
-            self.report_to = self.report_to.split(",")
+        if self.report_to is not None:
+            self.report_to = names_of(self.report_to)
         # On a machine without an accelerator the library wants this said before it accepts bf16 or gloo.
         if not torch.accelerator.is_available():
             self.use_cpu = True

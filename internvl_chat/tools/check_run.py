@@ -326,4 +326,4 @@ def _identity(draft: Draft, model: Any, train: Any) -> dict[str, Any]:
     folder = draft.folder or built_folder(train)
     mark = fingerprint(folder) if tuning.lora else ""
     source = ModelSource(folder, draft.overrides, draft.config, draft.tokenizer, mark, draft.new_token_ids)
-    return run_identity(source, tuning, learning_rates(model))
+    return run_identity(source, tuning, learning_rates(model), train)

@@ -75,6 +75,10 @@ class _Sample:
     scans: tuple[tuple[int, ...], ...] = ()
 
 
+# What made the sample data, where their maker notes it; below their folder.
+MADE_WITH = Path("data/digits/made_with.json")
+
+
 def _apportion(total: int, shares: Sequence[float]) -> list[int]:
     """``total`` cut into whole numbers in proportion to ``shares`` (largest remainders), so that counts are exact."""
     exact = [total * share / sum(shares) for share in shares]
@@ -221,6 +225,7 @@ def make_digits(
     mixture = Mixture(tuple(digit_shares), text_share, compare_share, heights)
     mixture.check()
     even = Mixture((0.25,) * 4, text_share, compare_share, heights)
+    (out / MADE_WITH).unlink(missing_ok=True)  # whoever made what is replaced here
     scans = load_scans()
     stocks = split_scans(scans.labels, held_out_scans, np.random.default_rng((seed, 0)))
     used: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -248,6 +253,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``internvl digits OUT``: write the data and log where the manifest is."""
+    if (args.out / "digits.json").is_file():
+        print(f"replacing the sample data in {args.out}")
     manifest = make_digits(
         args.out,
         train=args.train,

@@ -218,7 +218,7 @@ def layout_for(engine: str, config: Any, code: bool = False) -> str:
             return str(layout)
         reasons += [f"{layout} layout: {one}" for one in found]
     raise ConfigError(
-        f"--for {engine}: {'; '.join(reasons)}. `internvl serve` and `internvl chat` take this model as it is"
+        f"--for {engine}: {'; '.join(reasons)}. `internvl chat` and `internvl demo` take this model as it is"
     )
 
 

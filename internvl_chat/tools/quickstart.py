@@ -109,16 +109,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _make_data(data: Path, size: Size, seed: int) -> None:
     """Write the sample data unless they are there already, made the same way."""
-    from internvl_chat.tools.digits import make_digits
+    from internvl_chat.tools.digits import MADE_WITH, make_digits
 
     shares = [*DIGIT_SHARES, TEXT_SHARE, COMPARE_SHARE]
     wanted = {"train": size.train, "held_out": size.held_out, "seed": seed, "shares": shares}
-    stamp = data / "data" / "digits" / "made_with.json"
+    stamp = data / MADE_WITH
     if stamp.is_file() and json.loads(stamp.read_text()) == wanted and _is_complete(data):
         log.info("sample data are in %s already", data)
         return
     log.info("drawing %d + %d sample pictures from real handwritten digits", size.train, size.held_out)
-    stamp.unlink(missing_ok=True)
     make_digits(
         data, train=size.train, held_out=size.held_out, seed=seed,
         digit_shares=DIGIT_SHARES, text_share=TEXT_SHARE, compare_share=COMPARE_SHARE,
@@ -267,7 +266,8 @@ def _say_what_next(
     print(f"  {prefix}internvl chat {out} --image {picture} 'What number is written?'")
     print(f"  {prefix}tensorboard --logdir {out}")
     print(f"  open {out}/report.html in a browser")
-    print("  your own data: README.md, 'Fine-tune on your data'")
+    print(f"  {prefix}internvl demo {out}      (a page in the browser; pip install -e '.[demo]')")
+    print("  your own data: README.md, 'Fine-tune on your data'; scores: docs/evaluation.md")
 
 
 def _chat(out: Path, shown: dict[str, Any]) -> str:

@@ -76,7 +76,7 @@ def _train(
     source = find_source(model_args, data_args, args, keep=resume is not None)
     tuning = tuning_of(model_args, source.new_token_ids)
     rates = learning_rates(model_args)
-    identity = run_identity(source, tuning, rates)
+    identity = run_identity(source, tuning, rates, args)
     trains = what_trains(source.config, model_args, tuning)
     try:
         batches, evaluation = _prepare_data(source, data_args, args, resume, trains)

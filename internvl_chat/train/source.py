@@ -219,14 +219,27 @@ def learning_rates(model: ModelArguments) -> dict[str, float | None]:
     return {"vision_model": model.vit_lr, "mlp1": model.mlp_lr}
 
 
-def run_identity(source: ModelSource, tuning: Tuning, rates: dict[str, float | None]) -> dict[str, Any]:
+# What the state of an optimizer holds beside its moments: a resumed run would go on with the checkpoint's.
+_OPTIMIZER = ("optim", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+
+
+def run_identity(
+    source: ModelSource, tuning: Tuning, rates: dict[str, float | None], args: TrainArguments
+) -> dict[str, Any]:
     """What a run must share with the checkpoint that it goes on from, beside the data.
 
     The base belongs to it where checkpoints hold adapters only: its weights are what the adapter was trained beside.
     """
+    optimizer = {name: getattr(args, name) for name in _OPTIMIZER}
     overrides = {name: value for name, value in source.overrides.items() if name != "drop_path_rate"}
     base = {"base": source.fingerprint} if tuning.lora else {}
-    return {"config": overrides, "trains": asdict(tuning), "learning_rates": dict(rates), **base}
+    return {
+        "config": overrides,
+        "trains": asdict(tuning),
+        "learning_rates": dict(rates),
+        "optimizer": {**optimizer, "optim": str(getattr(args.optim, "value", args.optim))},
+        **base,
+    }
 
 
 def tuning_of(model: ModelArguments, new_token_ids: tuple[int, ...] = ()) -> Tuning:

@@ -106,8 +106,6 @@ def find_resume(output_dir: Path, overwrite: bool, requested: str | None) -> tup
     An output folder with complete checkpoints is resumed unless ``overwrite``; a job that SLURM or torchrun started
     again always is. Raises ConfigError for a folder that holds something else.
     """
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ConfigError(f"--output_dir {output_dir} is a file; name a folder")
     complete = complete_checkpoints(output_dir)
     if requested and requested.lower() not in ("true", "false"):
         state = read_marker(Path(requested))
@@ -164,7 +162,7 @@ def check_same_run(checkpoint: Path, old: DataState, new: DataState, settings: d
     changed = list(_differences(old.model, json.loads(json.dumps(new.model))))
     if changed:
         raise CheckpointError(
-            f"{checkpoint} cannot go on in another model: {'; '.join(changed)}. Resume with the flags and the base it "
+            f"{checkpoint} cannot go on as another run: {'; '.join(changed)}. Resume with the flags and the base it "
             "was made with, or start a new run (another --output_dir) from the model that it makes"
         )
     then = old.history[-1]["settings"]

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from internvl_chat.config.early import flag_of
@@ -32,7 +33,8 @@ def note_start_again(output_dir: Path, reason: str | None, step: int | None = No
     path = output_dir / START_AGAIN
     try:
         if reason is None:
-            path.unlink(missing_ok=True)
+            with suppress(NotADirectoryError):  # the flags' own check tells that better
+                path.unlink(missing_ok=True)
             return
         output_dir.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")

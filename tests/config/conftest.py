@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from internvl_chat.config import library
 from internvl_chat.config.parse import parse_arguments
 from internvl_chat.errors import ConfigError
 from tests.config.helpers import Parse, Refuse
@@ -25,6 +26,18 @@ def required(tmp_path: Path) -> list[str]:
 def parse(required: list[str]) -> Parse:
     """The three argument groups of the required flags and the given words."""
     return lambda *words: parse_arguments([*required, *words])[:3]
+
+
+@pytest.fixture
+def all_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every optional package were installed."""
+    monkeypatch.setattr(library, "find_spec", lambda module: module)
+
+
+@pytest.fixture
+def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if none were."""
+    monkeypatch.setattr(library, "find_spec", lambda module: None)
 
 
 @pytest.fixture

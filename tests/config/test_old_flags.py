@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 from internvl_chat.config.parse import argument_defaults, parse_arguments
 from internvl_chat.config.renamed import CHANGES, translate_flags
+from internvl_chat.config.rule import is_off, is_on
 from internvl_chat.config.zero import FOLDER, ORIGINAL_NAMES, resolve_zero
 from internvl_chat.errors import ConfigError
 from tests.config.helpers import Parse, Refuse
@@ -77,7 +80,13 @@ def test_a_warmup_ratio_is_a_share(refuse: Refuse, value: str) -> None:
         ["--hub_strategy", "every_save"],
         ["--length_column_name", "length"],
         ["--dataloader_in_order", "True"],
-        ["--logging_nan_inf_filter", "False"],
+        ["--logging_nan_inf_filter", "True"],
+        ["--ddp_backend", "nccl"],
+        ["--label_names", "[]"],
+        ["--fsdp", "{}"],
+        ["--debug", "[]"],
+        ["--use_liger", " no "],
+        ["--label_smoothing_factor", "0.00"],
     ],
 )
 def test_values_that_ask_for_nothing_pass_in_silence(required: list[str], words: list[str]) -> None:
@@ -103,7 +112,6 @@ def test_values_that_ask_for_nothing_pass_in_silence(required: list[str], words:
         (["--hub_strategy", "end"], "hf upload"),
         (["--dataloader_in_order", "False"], "batches come in the order of the plan"),
         (["--dataloader_multiprocessing_context", "spawn"], "workers are forked"),
-        (["--logging_nan_inf_filter", "True"], "--nonfinite_step"),
         (["--save_on_each_node", "True"], "that all nodes see"),
         (["--restore_callback_states_from_checkpoint", "True"], "leave it out"),
         (["--parallelism_config", "x"], "--deepspeed zero3"),
@@ -125,11 +133,51 @@ def test_a_token_is_never_shown(refuse: Refuse) -> None:
     assert "secret" not in problem
 
 
-@pytest.mark.parametrize("flag", ["max_buffer_size", "log_freq", "loss_reduction_all_gather", "local_rank"])
+@pytest.mark.parametrize("flag", ["max_buffer_size", "log_freq", "loss_reduction_all_gather", "logging_nan_inf_filter"])
 def test_what_is_always_so_is_dropped_with_a_note(required: list[str], flag: str) -> None:
     *_, notes = parse_arguments([*required, f"--{flag}", "20"])
     assert len(notes) == 1
     assert notes[0].startswith(f"--{flag} is not needed: ")
+
+
+def test_a_dump_of_all_arguments_of_the_library_asks_for_nothing(required: list[str], tmp_path: Path) -> None:
+    library = TrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+    (tmp_path / "dump.json").write_text(json.dumps({**library.to_dict(), "project": "huggingface"}))
+    *_, train, notes = parse_arguments([str(tmp_path / "dump.json"), *required])
+    assert notes == [
+        "--activation_checkpointing is now --grad_checkpoint",
+        "--gradient_checkpointing is now --grad_checkpoint",
+        "--do_train is not used: training is all that this command does; to score a model: internvl eval",
+    ]
+    assert (train.report_to, train.logging_steps, train.per_device_train_batch_size) == ([], 500, 8), "it is said"
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--logging_steps", "500"], "logging_steps", 500),
+        (["--report_to", "none"], "report_to", []),
+        (["--group_by_length", "True", "--train_sampling_strategy", "random"], "train_sampling_strategy", "random"),
+        (["--eval_strategy", "no", "--evaluation_strategy", "epoch"], "eval_strategy", "no"),
+    ],
+)
+def test_the_librarys_default_is_kept_where_it_decides_something(
+    required: list[str], words: list[str], name: str, value: object
+) -> None:
+    assert getattr(parse_arguments([*required, *words])[2], name) == value
+
+
+@pytest.mark.parametrize(
+    "value", ["", " ", "0", "0.0", "-0", "0e5", "No", " false ", "none", "[]", "{}", 0, False, [], {}]
+)
+def test_what_asks_for_nothing(value: object) -> None:
+    assert is_off(value)
+    assert not is_on({"x": value}, "x")
+
+
+@pytest.mark.parametrize("value", ["1", "true", "x", "0.1", "nan", [0], {"a": 0}])
+def test_what_asks_for_something(value: object) -> None:
+    assert not is_off(value)
 
 
 def test_no_renamed_flag_leads_to_one_that_does_not_exist() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from internvl_chat.config.data import DataArguments
 from internvl_chat.config.model import ModelArguments
-from internvl_chat.config.parse import argument_defaults, parse_arguments
+from internvl_chat.config.parse import argument_defaults, make_parser, parse_arguments, read_flags
 from internvl_chat.config.renamed import CHANGES
 from internvl_chat.config.train import TrainArguments
 from internvl_chat.errors import ConfigError
@@ -99,8 +100,38 @@ def test_optional_numbers_and_switches_keep_none(parse: Parse) -> None:
         (["--report_to", "none"], []),
     ],
 )
+@pytest.mark.usefixtures("all_packages")
 def test_lists(parse: Parse, words: list[str], expected: list[str]) -> None:
     assert parse(*words)[2].report_to == expected
+
+
+SWITCHES = [
+    field.name
+    for group in (ModelArguments, DataArguments, TrainArguments)
+    for field in dataclasses.fields(group)
+    if get_type_hints(group)[field.name] in (bool, bool | None) and field.name not in CHANGES
+]
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_every_switch_may_be_bare_or_true_in_a_file(name: str, tmp_path: Path) -> None:
+    """Whatever the rules say of it beside the others."""
+    (tmp_path / "args.json").write_text(json.dumps({name: True}))
+    for words in ([f"--{name}"], [str(tmp_path / "args.json")], [f"--{name}", "True"]):
+        flags = read_flags(words)
+        assert not [problem for problem in flags.problems if "needs a value" in problem]
+        assert str(flags.values.get(name, argument_defaults()[name])) == "True"
+    assert getattr(make_parser().parse_args([f"--{name}=True"]), name) is True
+
+
+def test_a_name_of_the_run_that_nobody_reads_is_a_note(required: list[str]) -> None:
+    (note,) = parse_arguments([*required, "--run_name", "x"])[3]
+    assert note.startswith("--run_name is not used: only --report_to comet_ml, ")
+
+
+@pytest.mark.usefixtures("all_packages")
+def test_a_name_of_the_run_that_is_read_needs_no_note(required: list[str]) -> None:
+    assert parse_arguments([*required, "--run_name", "x", "--report_to", "wandb"])[3] == []
 
 
 def test_several_words_behind_a_refused_flag_are_one_problem(refuse: Refuse) -> None:
@@ -123,6 +154,7 @@ def json_file(tmp_path: Path, required: list[str]) -> Any:
     return write
 
 
+@pytest.mark.usefixtures("all_packages")
 def test_a_json_file_holds_values_of_their_own_types(json_file: Any) -> None:
     path = json_file(
         {
@@ -234,7 +266,6 @@ def test_nothing_given_asks_for_the_three() -> None:
         (["--eval_strategy", "epoch", "--eval_meta_path", "gone.json"], "--eval_meta_path gone.json: does not exist"),
         (["--do_eval"], "--do_eval True does nothing without --eval_strategy"),
         (["--do_eval", "False", "--eval_strategy", "epoch"], "--do_eval False contradicts --eval_strategy epoch"),
-        (["--do_train", "False"], "--do_train False: training is all that this command does"),
         (["--eval_on_start", "--eval_strategy", "no"], "--eval_on_start True does nothing without --eval_strategy"),
         (["--load_best_model_at_end"], "--load_best_model_at_end True does nothing without --eval_strategy"),
         (["--metric_for_best_model", "loss"], "--metric_for_best_model loss does nothing without --eval_strategy"),
@@ -293,9 +324,8 @@ def test_nothing_given_asks_for_the_three() -> None:
             ["--use_packed_ds", "--group_by_length", "True"],
             "--train_sampling_strategy group_by_length goes with padded",
         ),
-        (["--run_name", "x"], "--run_name x does nothing without --report_to comet_ml or"),
         (
-            ["--report_to", "tensorboard", "wandb", "--project", "x"],
+            ["--report_to", "tensorboard", "--project", "x"],
             "--project x does nothing without --report_to trackio",
         ),
         (
@@ -312,6 +342,14 @@ def test_a_flag_that_cannot_be_used_says_why(refuse: Refuse, words: list[str], s
     problems = refuse(*words)
     assert len(problems) == 1
     assert says in problems[0]
+
+
+def test_a_folder_below_a_file_cannot_be_made(refuse: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for where in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
+        assert refuse("--output_dir", str(where)) == [
+            f"--output_dir {where}: {tmp_path / 'file'} is a file; name a folder"
+        ]
 
 
 def test_a_manifest_that_does_not_exist_is_found_here(refuse: Refuse) -> None:

@@ -115,7 +115,8 @@ def plain_path(value: str) -> str:
 def fields_of(flags: dict[str, str], stand_in: Path) -> dict[str, str]:
     """Every field of the three groups after parsing, paths as they were given."""
     paths = {name: plain_path(flags.get(name, "")) for name in PATH_FLAGS}
-    given = {name: str(stand_in) if name in PATH_FLAGS else value for name, value in flags.items()}
+    there = {name: str(stand_in) for name in PATH_FLAGS} | {"output_dir": str(stand_in.parent)}
+    given = {name: there.get(name, value) for name, value in flags.items()}
     given = {"meta_path": str(stand_in), **{name: value for name, value in given.items() if name != "use_liger"}}
     *groups, _ = parse_arguments([word for name, value in given.items() for word in (f"--{name}", value)])
     fields = {f.name: str(getattr(group, f.name)) for group in groups for f in dataclasses.fields(group)}

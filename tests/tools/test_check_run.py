@@ -55,6 +55,19 @@ def test_flags_of_a_script_as_they_are(given: dict[str, Any], capsys: pytest.Cap
     assert "an epoch of 10 samples" in out and not Path(given["output_dir"]).exists()
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("report_to", "foo", "must be none, all, or some of"),
+        ("optim", "adamw_torch_xla", "the package torch_xla is not installed"),
+        ("lr_scheduler_kwargs", '{"a": 1}', "unexpected keyword argument 'a'"),
+    ],
+)
+def test_what_the_trainer_would_find_out_late_is_found(given: dict[str, Any], flag: str, value: str, says: str) -> None:
+    (problem,) = texts(found({**given, flag: value}), "flags")
+    assert problem.startswith(f"--{flag} {value}: ") and says in problem
+
+
 def test_every_area_speaks_whatever_is_wrong_in_the_others(given: dict[str, Any], tmp_path: Path) -> None:
     model = Path(shutil.copytree(given["model_name_or_path"], tmp_path / "model"))
     (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:500])

@@ -65,6 +65,8 @@ def fail(runs: Path, mixed_data: Path, capsys: pytest.CaptureFixture[str]) -> Fa
         ("full", {"freeze_llm": True}, "trains.freeze_llm: False then, True now"),
         ("full", {"use_llm_lora": 4}, "trains.lora.llm_rank: 0 then, 4 now"),
         ("full", {"vision_select_layer": -2}, "config.select_layer: None then, -2 now"),
+        ("full", {"learning_rate": 0.5}, "optimizer.learning_rate: 0.01 then, 0.5 now"),
+        ("full", {"weight_decay": 0.5, "max_steps": 2}, "optimizer.weight_decay: 0.0 then, 0.5 now"),
         ("full", {"loss_reduction": "square"}, "data.loss_reduction: token then, square now"),
         ("full", {"image_backend": "pillow"}, "data.image_backend: torch then, pillow now"),
     ],
