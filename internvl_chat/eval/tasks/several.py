@@ -166,7 +166,10 @@ def _mmiu_score(run: Answered) -> Result:
     hits = [bool(letter) and letter == item.gold for item, letter in zip(run.items, letters, strict=True)]
     tasks = _shares((item.extra["task"], hit) for item, hit in zip(run.items, hits, strict=True))
     unresolved = sum(letter not in item.extra["options"] for item, letter in zip(run.items, letters, strict=True))
-    figures = {"Overall": sum(tasks.values()) / len(tasks), **tasks}
+    listed = [value for task, value in tasks.items() if task in _MMIU_TASKS] or list(tasks.values())
+    figures = {"Overall": sum(listed) / len(listed), **tasks}
+    if len(listed) < len(tasks):
+        figures["mean of all tasks"] = sum(tasks.values()) / len(tasks)
     lines = [f"{name} accuracy: {value}" for name, value in [*tasks.items(), ("Overall", figures["Overall"])]]
     notes = {"answers without a letter": unresolved}
     missing = [task for task in _MMIU_TASKS if task not in tasks]

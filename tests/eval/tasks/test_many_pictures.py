@@ -11,7 +11,8 @@ import pytest
 from internvl_chat.data.tiles import TileSettings
 from internvl_chat.errors import ConfigError, DataError
 from internvl_chat.eval.prepare import verify
-from internvl_chat.eval.registry import resolve
+from internvl_chat.eval.registry import resolve, tasks
+from internvl_chat.eval.task import Answered, Item
 from internvl_chat.infer.pictures import Joined, Video, cut_shown, read_video
 from tests.eval.harness import Asked, ask, format_cases
 from tests.eval.mini import mmmu, mmmu_pro, mvbench, several
@@ -305,6 +306,25 @@ def test_mirb_with_one_picture(tmp_path: Path) -> None:
     json_file(tmp_path / "MIRB/count.json", rows)
     texts = [item.text for item in items_of("mirb", tmp_path) if item.extra["task"] == "count"]
     assert texts == ["<image>\nHow many?\nAnswer with a single number."] * 2
+
+
+def test_mmiu_is_the_mean_of_the_original_s_tasks() -> None:
+    """The public data have others, too."""
+    task = tasks()["mmiu"]
+    rows = (
+        ("jigsaw_puzzle_solving", "A"),
+        ("jigsaw_puzzle_solving", "B"),
+        ("Multiview_reasoning", "A"),
+        ("other", "B"),
+    )
+    items = [
+        Item(str(number), "?", (), gold, {"task": name, "options": {"A": "x", "B": "y"}})
+        for number, (name, gold) in enumerate(rows)
+    ]
+    assert task.score is not None
+    result = task.score(Answered(items, ["A"] * 4))
+    assert result.figures["Overall"] == 0.75 and result.figures["mean of all tasks"] == 0.5
+    assert len(result.missing) == 18
 
 
 def test_mmiu(tmp_path: Path) -> None:
