@@ -34,4 +34,5 @@ def nearest(word: str, legal: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """What a library's error says, without the pages that may follow; its class, if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text.removeprefix(f"[Errno {error.errno}] ") if isinstance(error, OSError) else text

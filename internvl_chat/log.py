@@ -25,10 +25,18 @@ def hush_libraries() -> None:
     warnings.filterwarnings("ignore", message="Passing `.*` with `inputs_embeds` and without `input_ids`")
 
 
+class _ToStderr(logging.StreamHandler):
+    """Writes to what is stderr by then: a thread may still speak when the one of now is closed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def setup_logging(verbose: bool = False) -> None:
     """Write log lines to stderr; ranks above 0 only warnings. Called by entry points, never at import."""
     rank = int(os.environ.get("RANK", "0"))
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStderr()
     where = f"[rank {rank}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
     handler.setFormatter(logging.Formatter(f"%(asctime)s {where}%(message)s", datefmt="%H:%M:%S"))
     logger = logging.getLogger("internvl_chat")

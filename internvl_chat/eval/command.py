@@ -171,12 +171,13 @@ def _judges(args: argparse.Namespace, tasks: Sequence[Task]) -> Any:
 
 
 def _tell(run: Run) -> None:
+    from internvl_chat.eval.report.table import figure_text
     from internvl_chat.eval.results import partial_of
 
     manifest = run.manifest
     print(f"\n== {manifest['task']}: {manifest['title']}")
     figures = run.metrics.get("figures", {})
-    for line in run.metrics.get("lines") or [f"{name}: {value}" for name, value in figures.items()]:
+    for line in run.metrics.get("lines") or [f"{name}: {figure_text(value)}" for name, value in figures.items()]:
         print(line)
     if not run.metrics:
         print("no score here; the answers are written, and the file for a server where there is one")

@@ -64,7 +64,8 @@ def load_task(path: Path) -> Task:
         num_segments=settings.num_segments,
     )
     if not source.data.is_file():
-        raise ConfigError(f"{path}: data: there is no file {source.data}; a path is relative to the folder of the YAML")
+        what = f"{source.data} is a folder" if source.data.is_dir() else f"there is no file {source.data}"
+        raise ConfigError(f"{path}: data: {what}; a file is expected, its path relative to the folder of the YAML")
     return Task(
         settings.name,
         settings.title or f"own data, metric {settings.metric}",
@@ -114,7 +115,7 @@ def _check(path: Path, settings: _Settings) -> None:
         )
     for key, value, legal in (("metric", settings.metric, METRICS), ("format", settings.format, FORMATS)):
         if value not in legal:
-            raise ConfigError(f"{path}: {key}: {value!r}{nearest(value, legal)}; legal: {', '.join(legal)}")
+            raise ConfigError(f"{path}: {key}: {value!r} is unknown{nearest(value, legal)}; legal: {', '.join(legal)}")
 
 
 def _columns(path: Path, settings: _Settings, names: Collection[str]) -> Columns:

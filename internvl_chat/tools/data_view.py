@@ -6,6 +6,7 @@ Config and tokenizer of the checkpoint are read, never its weights; nothing is w
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ _NO_MODEL = (
 _MISSING = "--model_name_or_path is missing"
 # Wanted by the rules of a run where the user names no folder; nothing is ever written there.
 NO_OUTPUT = "not-written"
+_NAMES_OF_RUNS = ("meta_path", "model_name_or_path", "llm_path", "output_dir")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,27 +89,40 @@ def read_own(
     """``[META] [EXTRA] [FLAG ...]``: the tool's own flags, wherever they stand, and the flags of the run, the rest.
 
     ``extra``: (metavar, help) of one more argument, behind META. The two are ``meta`` (None: ``--meta_path`` among the
-    flags names it) and ``extra`` of what is returned.
+    flags names it) and ``extra`` of what is returned. The words may begin with the JSON file of flags that
+    ``internvl train`` takes.
     """
     name = "" if extra is None else f" {extra[0]}"
-    usage = f"internvl {command} [META]{name} [--meta_path META] --model_name_or_path CHECKPOINT [FLAG ...]"
+    usage = f"internvl {command} [FLAGS.json] [META]{name} [--meta_path META] --model_name_or_path MODEL [FLAG ...]"
     parser = argparse.ArgumentParser(
         usage=usage,
         description=None if extra is None else f"{extra[0]}: {extra[1]}",
         allow_abbrev=False,
         epilog="META: manifest (JSON or YAML) that names the annotations; or as --meta_path. Beside these: every flag "
         "of `internvl train`, of which --model_name_or_path (or --vision_path and --llm_path) is needed; config and "
-        "tokenizer are read, never weights.",
+        "tokenizer are read, never weights. FLAGS.json: the object of flags that `internvl train` takes too.",
     )
     add_own(parser)
     own, words = parser.parse_known_args(list(args.flags))
     first = next((number for number, word in enumerate(words) if word.startswith("--")), len(words))
-    named, wanted = words[:first], 1 if extra is None else 2
+    file = words[: 1 if first and _holds_flags(Path(words[0])) else 0]
+    named, wanted = words[len(file) : first], 1 if extra is None else 2
     if extra is not None and not named:
         raise ConfigError(f"{extra[0]} is missing: {extra[1]}; internvl {command} [META] {extra[0]} [FLAG ...]")
     own.extra = named[min(len(named), wanted) - 1] if extra is not None else None
     own.meta = named[0] if len(named) >= wanted else None
-    return own, words[min(len(named), wanted) :]
+    return own, [*file, *words[len(file) + min(len(named), wanted) :]]
+
+
+def _holds_flags(path: Path) -> bool:
+    """Whether it is an object of flags, not a manifest, whose values are objects; what cannot be read is told later."""
+    if path.suffix != ".json":
+        return False
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and any(isinstance(found.get(name), str) for name in _NAMES_OF_RUNS)
 
 
 def read_view(meta: str | None, flags: Sequence[str]) -> View:

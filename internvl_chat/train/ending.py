@@ -174,7 +174,7 @@ def _with_store(launch: Launch, question: Callable[[Store], T]) -> T | None:
 def _where_to_go_on(argv: Sequence[str]) -> str:
     newest = _newest_checkpoint(argv)
     if newest is None:
-        return "no checkpoint was complete yet: the same command starts from the beginning"
+        return "no checkpoint was complete yet (--save_steps): the same command starts from the beginning"
     overwrites = (flag_of(argv, "overwrite_output_dir") or "false").lower() not in ("false", "0", "no")
     return f"the same command{' without --overwrite_output_dir' * overwrites} goes on from {newest}"
 

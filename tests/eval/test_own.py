@@ -311,7 +311,7 @@ def test_training_lines_with_boxes_letters_and_rounds(home: Path) -> None:
     ("keys", "message"),
     [
         ({"metrik": "vqa"}, "unknown key 'metrik'; did you mean 'metric'"),
-        ({"metric": "exactmatch"}, "metric: 'exactmatch'; did you mean 'exact_match'"),
+        ({"metric": "exactmatch"}, "metric: 'exactmatch' is unknown; did you mean 'exact_match'"),
         ({"metric": ...}, "the key 'metric' is missing"),
         ({"format": "internvl2"}, "did you mean 'internvl'"),
         ({"name": "a/b"}, "cannot be the name of a folder"),

@@ -169,6 +169,21 @@ def test_words_of_the_tools(given: dict[str, Any]) -> None:
         own(["--meta_path", "m.json"], out)
 
 
+def test_the_file_of_flags_may_come_first_as_in_train(tmp_path: Path, given: dict[str, Any]) -> None:
+    file, manifest = tmp_path / "args.json", str(given["meta_path"])
+    file.write_text(json.dumps(given, default=str))
+    for words, meta, extra, rest in (
+        ([str(file), "--seed", "1"], None, None, [str(file), "--seed", "1"]),
+        ([str(file), manifest, "--seed", "1"], manifest, None, [str(file), "--seed", "1"]),
+        ([str(file), "out", "--seed", "1"], None, "out", [str(file), "--seed", "1"]),
+        ([manifest, str(file)], manifest, None, [str(file)]),
+    ):
+        wanted = None if extra is None else ("OUT_DIR", "a folder")
+        args, found = read_own(argparse.Namespace(flags=words), "x", tool.add_own, wanted)
+        assert (args.meta, args.extra, found) == (meta, extra, rest)
+    assert read_flags([str(file)])[1].meta_path == manifest
+
+
 def test_a_weight_file_that_lacks_a_tensor(given: dict[str, Any], tmp_path: Path) -> None:
     model = Path(shutil.copytree(given["model_name_or_path"], tmp_path / "model"))
     tensors = load_file(model / "model.safetensors")

@@ -77,11 +77,12 @@ def test_mixture_of_experts_in_zero3_has_the_losses_of_one_process(runs: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_final_folder_holds_the_trained_weights_under_published_names(runs: Path, stage: str) -> None:
-    expected, found = weights(runs / "one"), weights(runs / stage)
+def test_final_folder_holds_the_trained_weights_under_published_names(tiny: Path, runs: Path, stage: str) -> None:
+    """Adam makes much of a gradient near 0, so single values may differ; together they went the same way."""
+    start, expected, found = weights(tiny), weights(runs / "one"), weights(runs / stage)
     assert expected.keys() == found.keys()
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=2e-4)
+        assert (found[name] - expected[name]).norm() <= 0.02 * (expected[name] - start[name]).norm(), name
 
 
 @pytest.mark.slow
