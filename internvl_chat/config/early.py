@@ -18,7 +18,7 @@ def flag_of(argv: Sequence[str], name: str) -> str | None:
     found: str | None = None
     if argv and argv[0].endswith(".json"):
         try:
-            value = json.loads(Path(argv[0]).read_text(encoding="utf-8")).get(name)
+            value = json.loads(Path(argv[0]).read_text(encoding="utf-8-sig")).get(name)
         except (OSError, ValueError, AttributeError):
             value = None  # the parser will say what is wrong with it
         found = None if value is None or value == "" else str(value)

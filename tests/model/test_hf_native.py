@@ -15,7 +15,6 @@ from internvl_chat.errors import CheckpointError, ConfigError
 from internvl_chat.model.build import load_config, load_model
 from internvl_chat.model.save import save_hf_folder, save_model_folder
 from internvl_chat.model.tokenizer import load_tokenizer
-from tests.tolerance import LOGITS, assert_same_numbers
 
 LLMS = ("qwen2", "qwen3", "qwen3_moe", "llama", "phi3", "internlm2")
 
@@ -45,7 +44,7 @@ def test_round_trip_over_the_hf_native_layout(tiny_folder, tmp_path, llm, vision
     assert not (info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"])
     native.config.img_context_token_id = native.config.image_token_id
     expected = logits_of(model)
-    assert_same_numbers(logits_of(native), expected)
+    torch.testing.assert_close(logits_of(native), expected, atol=2e-6, rtol=1e-5)
     assert native.generation_config.eos_token_id[0] == 3
 
     again = load_model(tmp_path / "hf", torch.float32)
@@ -150,8 +149,8 @@ def test_dynamic_positions_of_internlm2_survive(tiny_folder, tmp_path):
         for length, same in ((9, True), (40, False)):
             ids = torch.arange(length)[None]
             logits = model(input_ids=ids).logits
-            assert_same_numbers(native(input_ids=ids).logits, logits)
-            assert torch.allclose(plain(input_ids=ids).logits, logits, atol=LOGITS) == same
+            torch.testing.assert_close(native(input_ids=ids).logits, logits, atol=2e-6, rtol=1e-5)
+            assert torch.allclose(plain(input_ids=ids).logits, logits, atol=1e-5) == same
     save_model_folder(load_model(tmp_path / "hf"), load_tokenizer(folder), tmp_path / "back")
     written = json.loads((tmp_path / "back" / "config.json").read_text())["llm_config"]
     assert written["rope_scaling"] == {"type": "dynamic", "factor": 2.0}, "the published class accepts these keys only"

@@ -13,7 +13,6 @@ from internvl_chat.model.save import save_model_folder
 from internvl_chat.model.token_rows import fold_token_rows, folded_state
 from internvl_chat.model.tokenizer import load_tokenizer
 from internvl_chat.model.tune import Tuning, apply_tuning, assert_trainable, trainable_table
-from tests.tolerance import assert_same_numbers
 
 IDS = (5, 17, 40)
 
@@ -96,4 +95,6 @@ def test_adapter_carries_them(tiny_folder, tiny_model, tmp_path):
     merged = apply_adapter(tiny_model(), tmp_path, IDS)
     ids = torch.tensor([[5, 17, 40, 3]])
     with torch.no_grad():
-        assert_same_numbers(merged(input_ids=ids).logits, inner.eval()(input_ids=ids).logits)
+        torch.testing.assert_close(
+            merged(input_ids=ids).logits, inner.eval()(input_ids=ids).logits, atol=1e-5, rtol=1e-5
+        )

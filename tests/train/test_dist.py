@@ -60,7 +60,7 @@ def test_two_ranks_answer_alike(tmp_path: Path) -> None:
 
 def test_flags_are_found_before_they_are_parsed(tmp_path: Path) -> None:
     file = tmp_path / "args.json"
-    file.write_text(json.dumps({"ddp_timeout": 60, "deepspeed": ""}))
+    file.write_text(json.dumps({"ddp_timeout": 60, "deepspeed": ""}), encoding="utf-8-sig")  # as some editors do
     assert flag_of([str(file)], "ddp_timeout") == "60"
     assert flag_of([str(file)], "deepspeed") is None
     assert flag_of([str(file), "--ddp_timeout=9"], "ddp_timeout") == "9"

@@ -15,7 +15,6 @@ from torch import Tensor
 from internvl_chat.model.build import load_model
 from internvl_chat.tools.tiny import make_tiny
 from internvl_chat.train.main import train
-from tests.tolerance import assert_same_numbers
 from tests.train.runs import flags, losses, run_all, weights
 from tests.train.test_zero import STAGES, zero_config
 
@@ -244,8 +243,8 @@ def answer_all(words: list[str]) -> None:
 def test_every_reader_gets_the_same_model(answers: dict[str, dict[str, Tensor]], run: str) -> None:
     found = answers[run]
     assert torch.equal(found["folder"], found["merged"])
-    assert_same_numbers(found["native"], found["folder"])
-    assert_same_numbers(found["peft"], found["folder"])
+    torch.testing.assert_close(found["native"], found["folder"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found["peft"], found["folder"], rtol=1e-5, atol=1e-5)
     assert (found["base"] - found["folder"]).abs().max() > 0.5
 
 

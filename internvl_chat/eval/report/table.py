@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -114,7 +115,9 @@ def _behind(
 
 
 def figure_text(value: float) -> str:
-    """A figure with the digits that a table needs: 0.7119, 90.25, 1794.4."""
+    """A figure with the digits that a table needs: 0.7119, 90.25, 1794.40."""
+    if not math.isfinite(value):
+        return str(value)
     if value == int(value) and abs(value) > 1:
         return f"{value:.0f}"
     return f"{value:.4f}" if abs(value) <= 1 else f"{value:.2f}"

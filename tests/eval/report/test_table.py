@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,15 @@ def test_names_cannot_break_the_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1, "1.0000"), (0.71188, "0.7119"), (1230, "1230"), (90.246, "90.25"), (-3.0, "-3"), (0, "0.0000")],
+    [
+        (1, "1.0000"),
+        (0.71188, "0.7119"),
+        (1230, "1230"),
+        (90.246, "90.25"),
+        (-3.0, "-3"),
+        (0, "0.0000"),
+        (math.nan, "nan"),
+    ],
 )
 def test_digits(value: float, text: str) -> None:
     assert figure_text(value) == text
